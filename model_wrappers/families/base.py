@@ -1,0 +1,104 @@
+"""What the rest of the package needs to know about a base architecture, and nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lmms_eval_stability.model_wrappers.errors import UnsupportedInputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import nn
+    from transformers import BatchFeature
+
+Message = Mapping[str, Any]
+"""One chat turn: ``{"role": ..., "content": [{"type": "text" | "image" | "video" | "audio", ...}]}``."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One document as the model reads it.
+
+    Attributes:
+        text: the rendered chat template, with one image placeholder per image.
+        images: the images in the order of their placeholders, as the task gave them.
+    """
+
+    text: str
+    images: tuple[Image, ...]
+
+
+class Family(ABC):
+    """One base architecture: where its parts are and how a prompt is built for it.
+
+    A family holds no weights; every method takes the transformers model or processor it is asked about.
+    """
+
+    #: ``config.model_type`` that this family serves.
+    model_type: ClassVar[str]
+    #: lmms-eval's own model for this architecture: prompts, task arguments and defaults are kept equal to it.
+    lmms_eval_name: ClassVar[str]
+    #: Tokens generated where a task names no ``max_new_tokens``: the default of ``lmms_eval_name``.
+    default_max_new_tokens: ClassVar[int]
+    #: Whether ``lmms_eval_name`` cuts answers at the task's ``until`` strings.
+    applies_until: ClassVar[bool] = False
+    #: Arguments of the processor that a user may set, with their defaults.
+    processor_defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """Return the language model: it has ``layers``, ``rotary_emb`` and ``config``."""
+        part: nn.Module = model.get_submodule("model.language_model")
+        return part
+
+    def backbone(self, model: nn.Module) -> nn.Module:
+        """Return the module whose ``forward`` takes ``input_ids`` and image features (the model without its head)."""
+        part: nn.Module = model.get_submodule("model")
+        return part
+
+    @abstractmethod
+    def vision_tower(self, model: nn.Module) -> nn.Module:
+        """Return the module that encodes images."""
+
+    @abstractmethod
+    def placeholder_ids(self, config: Any) -> tuple[int, ...]:
+        """Return the token ids that stand for one visual token each in ``input_ids`` (images and video frames)."""
+
+    @abstractmethod
+    def build_prompt(self, processor: Any, messages: Sequence[Message]) -> Prompt:
+        """Render ``messages`` exactly as ``lmms_eval_name`` does.
+
+        Raises:
+            UnsupportedInputError: for media other than images.
+        """
+
+    @abstractmethod
+    def encode(self, processor: Any, prompts: Sequence[Prompt]) -> BatchFeature:
+        """Return the model's inputs for a batch of prompts, padded on the left."""
+
+    def clean(self, answer: str, until: Sequence[str]) -> str:
+        """Return the answer as ``lmms_eval_name`` returns it: cut at the first of ``until`` where it does that."""
+        if not self.applies_until:
+            return answer
+        ends = [answer.index(stop) for stop in until if stop and stop in answer]
+        return answer[: min(ends, default=len(answer))].strip()
+
+
+def images_of(messages: Sequence[Message]) -> tuple[Image, ...]:
+    """Return the images of a chat in order.
+
+    Raises:
+        UnsupportedInputError: for a video or a sound, which these models do not read.
+    """
+    images = []
+    for message in messages:
+        for part in message["content"]:
+            if part["type"] == "image":
+                images.append(part["url"])
+            elif part["type"] != "text":
+                raise UnsupportedInputError(
+                    f"the document holds a {part['type']}; accelerated models answer documents with text and images only"
+                )
+    return tuple(images)

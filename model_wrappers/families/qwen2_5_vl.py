@@ -1,0 +1,25 @@
+"""Qwen2.5-VL: Qwen2-VL with window attention in the vision transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lmms_eval_stability.model_wrappers.families.base import Message, Prompt, images_of
+from lmms_eval_stability.model_wrappers.families.qwen2_vl import Qwen2VL
+
+
+class Qwen25VL(Qwen2VL):
+    """Prompts and defaults of lmms-eval's chat model ``qwen2_5_vl``."""
+
+    model_type = "qwen2_5_vl"
+    lmms_eval_name = "qwen2_5_vl"
+    applies_until = False
+    processor_defaults: Mapping[str, Any] = {"min_pixels": 256 * 28 * 28, "max_pixels": 1605632}
+
+    def build_prompt(self, processor: Any, messages: Sequence[Message]) -> Prompt:
+        return self._render(processor, messages, images_of(messages))
+
+    def image_bounds(self, processor: Any) -> dict[str, int]:  # noqa: ARG002
+        # lmms-eval's chat model gives qwen_vl_utils no bounds for images, so its own apply before the processor's.
+        return {}
