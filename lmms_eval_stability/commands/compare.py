@@ -1,0 +1,103 @@
+"""`lmms-eval-stability compare`."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..problems import KINDS
+
+if TYPE_CHECKING:
+    from ..comparison import Comparison
+
+_ACCEPT = "\n".join(f"  {name:<12} {kind.what}: {kind.accepted}" for name, kind in KINDS.items())
+
+
+@click.command(
+    epilog=f"\b\nWhat --accept knows:\n{_ACCEPT}\n\n\b\n"
+    "Examples:\n"
+    "  lmms-eval-stability compare runs/base runs/fastv\n"
+    "  lmms-eval-stability compare runs/base runs/fastv runs/int8 --rerun runs/base-again -o report\n"
+    "  lmms-eval-stability compare runs@20251120_140128 runs@20251120_153000 --format markdown\n",
+)
+@click.argument("base")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option("--rerun", metavar="RUN", help="The baseline run again: its DR is the noise floor of every other DR.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write the report files there.")
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["table", "json", "csv", "markdown"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
+@click.option(
+    "--correct-at",
+    type=float,
+    default=0.9,
+    show_default=True,
+    metavar="SCORE",
+    help="Least score that counts as correct, on the benchmark's own scale.",
+)
+@click.option("--accept", multiple=True, metavar="KIND[,KIND]", help="Count these problems instead of refusing them.")
+@click.option("--task", "tasks", multiple=True, metavar="TASK", help="Compare this task only; repeatable.")
+@click.option("--metric", multiple=True, metavar="[TASK=]NAME", help="Which logged number is the score; repeatable.")
+def compare(
+    base: str,
+    runs: tuple[str, ...],
+    rerun: str | None,
+    output: Path | None,
+    layout: str,
+    correct_at: float,
+    accept: tuple[str, ...],
+    tasks: tuple[str, ...],
+    metric: tuple[str, ...],
+) -> None:
+    """Compare RUN... with the baseline BASE, sample by sample.
+
+    BASE and each RUN are folders that lmms-eval wrote with --log_samples --output_path (or the results JSON in them).
+    A folder with several runs stands for its newest; FOLDER@TIMESTAMP names another one.
+
+    Samples are joined by task and document. Logs that do not describe the same samples are refused, with everything
+    that is wrong and the option that accepts it.
+    """
+    from ..comparison import compare_runs
+    from ..report.folder import ReportFolder
+
+    with ReportFolder(output) if output is not None else nullcontext() as folder:
+        comparison = compare_runs(
+            base,
+            runs,
+            rerun=rerun,
+            correct_at=correct_at,
+            accept=accept,
+            tasks=tasks,
+            metric=metric,
+            on_pairs=folder.add_pairs if folder is not None else None,
+        )
+        written = folder.finish(comparison) if folder is not None else []
+    _print(comparison, layout)
+    if written:
+        click.echo(f"written to {output}: {', '.join(path.name for path in written)}", err=True)
+
+
+def _print(comparison: Comparison, layout: str) -> None:
+    from ..report.machine import to_csv, to_json
+    from ..report.markdown import to_markdown
+    from ..report.terminal import print_comparison
+    from ..report.values import footnotes
+
+    if layout == "table":
+        print_comparison(comparison, sys.stdout)
+        return
+    writer = {"json": to_json, "csv": to_csv, "markdown": to_markdown}[layout]
+    click.echo(writer(comparison), nl=False)
+    if layout == "csv":  # the one layout without room for what to know before believing the numbers
+        for run in comparison.runs:
+            for line in footnotes(run):
+                click.echo(f"{run.label}: {line}", err=True)

@@ -1,0 +1,300 @@
+"""Runs compared with a baseline: the study behind the `compare` command, as a Python function.
+
+One task at a time is in memory: the baseline's samples and those of one run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .confounders import Confounder, confounders, labels
+from .divergence import Divergence, average, diverge, with_rerun
+from .errors import OptionError, PairingError
+from .pairing import PairedSamples, pair_samples
+from .problems import Problem, parse_accept
+from .runs import Run, load_run
+from .samples import SampleTable
+from .verdicts import adapter_for, judge
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Called with (label of the run, its pairs) as soon as a task of a run is paired.
+PairSink = Callable[[str, PairedSamples], None]
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """One run against the baseline.
+
+    Attributes:
+        label: name of the run in all outputs.
+        rows: one `Divergence` per task, then their average where there are several.
+        confounders: settings in which the run differs from the baseline.
+        accepted: problems that were accepted, each with its count, of this run and of the baseline's re-run.
+        warnings: sentences about what to know before believing the numbers.
+    """
+
+    label: str
+    run: Run
+    rows: tuple[Divergence, ...]
+    confounders: tuple[Confounder, ...] = ()
+    accepted: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All runs against one baseline. `rerun` is the baseline's own re-run when there is one."""
+
+    label: str
+    baseline: Run
+    runs: tuple[RunComparison, ...]
+    correct_at: float
+    rerun: Run | None = None
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict per run and task (and average), nan as None; keys as in `divergence.Divergence`."""
+        return [row.record() for run in self.runs for row in run.rows]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The records as a data frame, one row per run and task."""
+        import pandas as pd
+
+        return pd.DataFrame([row.record() for run in self.runs for row in run.rows])
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a comparison was asked for, beside the runs. See `compare_runs`."""
+
+    correct_at: float = 0.9
+    accept: frozenset[str] = frozenset()
+    tasks: tuple[str, ...] = ()
+    metrics: Mapping[str, str] = field(default_factory=dict)
+
+    def metric(self, task: str) -> str | None:
+        """The metric asked for, for this task or for all ("")."""
+        return self.metrics.get(task, self.metrics.get(""))
+
+
+def compare_runs(
+    baseline: str | Path | Run,
+    runs: Sequence[str | Path | Run],
+    *,
+    rerun: str | Path | Run | None = None,
+    correct_at: float = 0.9,
+    accept: Collection[str] = (),
+    tasks: Sequence[str] = (),
+    metric: Sequence[str] = (),
+    on_pairs: PairSink | None = None,
+) -> Comparison:
+    """Compare runs with a baseline, sample by sample.
+
+    Args:
+        baseline: the unaccelerated run: a path as `load_run` takes it, or a loaded run.
+        runs: the runs to compare with it.
+        rerun: the baseline run a second time, as the noise floor of DR.
+        correct_at: least score that counts as correct, on the benchmark's own scale.
+        accept: kinds of problems to count instead of refusing, see `problems.KINDS`.
+        tasks: compare these tasks only; all by default.
+        metric: names of the score, "NAME" for all tasks or "TASK=NAME" for one.
+        on_pairs: receives the pairs of each task and run; they are not kept otherwise.
+
+    Raises PairingError with every problem of every task and run that is not accepted, and other `StabilityError`s
+    for paths and options.
+    """
+    if not runs:
+        raise OptionError("name at least one RUN to compare with the baseline")
+    if not math.isfinite(correct_at):
+        raise OptionError(f"--correct-at {correct_at}: must be a finite number")
+    choices = Choices(correct_at, parse_accept(accept), tuple(tasks), _metrics(metric))
+    base, *others = [_load(run) for run in (baseline, *runs)]
+    again = None if rerun is None else _load(rerun)
+    for seen, run in enumerate(others, 1):
+        _refuse_twin(run, [base, *others[: seen - 1]])
+    if again is not None:
+        _refuse_twin(again, [base])
+    return _Comparer(base, others, again, choices, on_pairs).compare()
+
+
+def _load(run: str | Path | Run) -> Run:
+    return run if isinstance(run, Run) else load_run(run)
+
+
+def _refuse_twin(run: Run, others: Sequence[Run]) -> None:
+    """A run compared with itself shows no divergence and proves nothing."""
+    for other in others:
+        if (run.folder.resolve(), run.run_id) == (other.folder.resolve(), other.run_id):
+            raise OptionError(
+                f"{run.name} and {other.name} are the same run ({run.run_id}); FOLDER@TIMESTAMP names another one"
+            )
+
+
+def _metrics(values: Sequence[str]) -> dict[str, str]:
+    """["a", "gqa=b"] -> {"": "a", "gqa": "b"}."""
+    chosen = {}
+    for value in values:
+        task, _, name = value.rpartition("=")
+        chosen[task] = name
+    return chosen
+
+
+class _Comparer:
+    """The state of one comparison: labels, rows and problems so far."""
+
+    def __init__(
+        self, base: Run, runs: Sequence[Run], rerun: Run | None, choices: Choices, on_pairs: PairSink | None
+    ) -> None:
+        self.base, self.runs, self.rerun, self.choices, self.on_pairs = base, runs, rerun, choices, on_pairs
+        self.base_label, *self.labels = labels([base, *runs])
+        self.problems: list[Problem] = []
+        self.rows: list[list[Divergence]] = [[] for _ in runs]
+        self.accepted: list[list[Problem]] = [[] for _ in runs]
+        self.warnings: list[list[str]] = [[] for _ in runs]
+        self.facts: dict[str, Mapping[str, Any]] = {}
+
+    def compare(self) -> Comparison:
+        self._check_runs()
+        for task in self._tasks():
+            self._compare_task(task)
+        if self.problems:
+            raise PairingError(list(dict.fromkeys(self.problems)))
+        if not any(self.rows):
+            raise OptionError(f"{self.base.name}: no task in common with {', '.join(run.name for run in self.runs)}")
+        finished = tuple(self._finish(i) for i in range(len(self.runs)))
+        return Comparison(self.base_label, self.base, finished, self.choices.correct_at, self.rerun)
+
+    def _check_runs(self) -> None:
+        for run in (self.base, *self.runs, *([self.rerun] if self.rerun else [])):
+            if run.results_file is None:
+                where = str(run.folder / f"{run.run_id}_results.json")
+                self._report(Problem("results", "", where, 1), run)
+
+    def _report(self, problem: Problem, run: Run) -> None:
+        """Refuse a problem, or note it as accepted for the comparisons that it concerns."""
+        if problem.kind not in self.choices.accept:
+            self.problems.append(problem)
+            return
+        for i, other in enumerate(self.runs):
+            if run is other or run in (self.base, self.rerun):
+                self.accepted[i].append(problem)
+
+    def _tasks(self) -> list[str]:
+        """The tasks to compare: those asked for, or all of the baseline's and, as a problem, of the others."""
+        known = dict.fromkeys(task for run in (self.base, *self.runs) for task in run.sample_files)
+        unknown = [task for task in self.choices.tasks if task not in known]
+        if unknown:
+            raise OptionError(f"--task {', '.join(unknown)}: not in these runs; they have {', '.join(known)}")
+        return [task for task in known if not self.choices.tasks or task in self.choices.tasks]
+
+    def _compare_task(self, task: str) -> None:
+        pool: dict[str, str] = {}
+        compared = [(i, run) for i, run in enumerate(self.runs) if self._has_task(task, run)]
+        if not compared:
+            return
+        base = self._read(self.base, task, pool)
+        floor = None
+        if self.rerun is not None and self._has_task(task, self.rerun):
+            floor = self._pair(base, self._read(self.rerun, task, pool), self.rerun)
+        for i, run in compared:
+            pairs = self._pair(base, self._read(run, task, pool), run)
+            if pairs is None:
+                continue
+            native = _native(self.base, run, pairs)
+            row = diverge(pairs, self.base_label, self.labels[i], self.choices.correct_at, native)
+            self.rows[i].append(row if floor is None else with_rerun(row, floor))
+            self.warnings[i] += _doubts(row, pairs, self.base, run)
+            if self.on_pairs is not None:
+                self.on_pairs(self.labels[i], pairs)
+
+    def _has_task(self, task: str, run: Run) -> bool:
+        """Whether both the baseline and the run hold the task; otherwise, and for other versions, a problem."""
+        pair = (self.base, run)
+        holders = [one for one in pair if task in one.sample_files]
+        if len(holders) == 1:
+            missing = next(one for one in pair if one is not holders[0])
+            other = f"; other runs there: {', '.join(missing.other_run_ids)}" if missing.other_run_ids else ""
+            example = f"not in {missing.folder} run {missing.run_id}{other}"
+            self._report(Problem("task", task, str(holders[0].sample_files[task]), 1, (example,)), run)
+        versions = [one.task(task).version for one in pair]
+        if len(holders) == 2 and all(versions) and versions[0] != versions[1]:
+            example = f"{versions[0]} against {versions[1]}"
+            self._report(Problem("version", task, f"{self.base.name} and {run.name}", 1, (example,)), run)
+        return len(holders) == 2
+
+    def _read(self, run: Run, task: str, pool: dict[str, str]) -> SampleTable:
+        table = run.samples(task, self.choices.metric(task), pool)
+        if table.metric in run.task(task).lower_is_better:
+            raise OptionError(f"task {task}, {run.name}: less {table.metric} is better; name another one with --metric")
+        if table.facts:
+            self.facts.setdefault(run.name, table.facts)
+        return judge(table, adapter_for(task), self.choices.correct_at)
+
+    def _pair(self, base: SampleTable, other: SampleTable, run: Run) -> PairedSamples | None:
+        """The pairs; None when they are refused. Problems go where they belong."""
+        if base.metric and other.metric and base.metric != other.metric:
+            raise OptionError(
+                f"task {base.task}: {base.path} logs {base.metric}, {other.path} logs {other.metric}; "
+                "choose with --metric"
+            )
+        try:
+            pairs = pair_samples(base, other, self.choices.accept)
+        except PairingError as error:
+            self.problems += error.problems
+            return None
+        for problem in pairs.problems:
+            self._report(problem, run)
+        return pairs
+
+    def _finish(self, i: int) -> RunComparison:
+        run, rows, notes = self.runs[i], self.rows[i], list(self.warnings[i])
+        for one in (self.base, run):
+            if one.other_run_ids:
+                others = ", ".join(one.other_run_ids)
+                notes.append(f"{one.name} holds other runs too ({others}); compared is {one.run_id}")
+        tasks = tuple(row.task for row in rows)
+        facts = (self.facts.get(self.base.name, {}), self.facts.get(run.name, {}))
+        return RunComparison(
+            label=self.labels[i],
+            run=run,
+            rows=(*rows, average(rows)) if len(rows) > 1 else tuple(rows),
+            confounders=confounders(self.base, run, facts, tasks),
+            accepted=tuple(dict.fromkeys(self.accepted[i])),
+            warnings=tuple(dict.fromkeys(notes)),
+        )
+
+
+def _native(base: Run, run: Run, pairs: PairedSamples) -> tuple[float, float] | None:
+    """lmms-eval's own scores of both runs, when it reported both."""
+    scores = [one.task(pairs.task).native.get(pairs.metric, math.nan) for one in (base, run)]
+    return (scores[0], scores[1]) if all(math.isfinite(score) for score in scores) else None
+
+
+def _doubts(row: Divergence, pairs: PairedSamples, base: Run, run: Run) -> list[str]:
+    """What in this task's numbers needs a reader's attention."""
+    doubts = []
+    for one, mean in ((base, pairs.mean_baseline), (run, pairs.mean_run)):
+        native = one.task(pairs.task).native.get(pairs.metric, math.nan)
+        if math.isfinite(native) and math.isfinite(mean) and not math.isclose(native, mean, rel_tol=1e-6, abs_tol=1e-6):
+            doubts.append(
+                f"task {row.task}, {one.name}: the results JSON says {pairs.metric} {native:.6g}, the samples average "
+                f"{mean:.6g}: the log is not whole, or the score is no plain mean (then drop is not NDR - PDR)"
+            )
+    if row.same_prediction_flips:
+        doubts.append(
+            f"task {row.task}: {row.same_prediction_flips} verdicts changed although the prediction did not: the "
+            "benchmark compares something that DR does not see"
+        )
+    if row.n == 0:
+        doubts.append(f"task {row.task}: no pair is left")
+    if row.score_unit == "native" and row.n:
+        doubts.append(
+            f"task {row.task}: scores are not within 0 to 1; is --correct-at {row.correct_at:g} what you mean?"
+        )
+    return doubts

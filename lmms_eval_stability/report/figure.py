@@ -1,0 +1,90 @@
+"""The figure that makes the point: DR and NDR against the score drop. A small drop can hide a large divergence."""
+
+from __future__ import annotations
+
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..comparison import Comparison
+from ..divergence import AVERAGE, Divergence, Rate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Colours that people with colour-blindness can tell apart (Okabe and Ito).
+_SERIES = {"dr": ("DR: answer differs", "#0072B2", "o"), "ndr": ("NDR: right before, wrong after", "#D55E00", "v")}
+_NAMED = 12
+
+
+def save_figure(comparison: Comparison, path: Path, kind: str) -> None:
+    """Draw one pair of marks (DR above NDR) per task and run, with 95 % intervals, and save it.
+
+    Tasks whose score is not on a scale from 0 to 1 have no drop in points and are left out; a note says so.
+
+    Args:
+        comparison: what to draw.
+        path: the file, whatever its name ends with.
+        kind: "png" or "svg".
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [row for run in comparison.runs for row in run.rows if row.task != AVERAGE]
+    drawn = [row for row in rows if row.score_unit == "fraction" and isfinite(row.drop) and isfinite(row.dr.value)]
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: no global state, no window
+    axes = figure.add_subplot()
+    _draw(axes, drawn)
+    _name(axes, drawn, several_runs=len(comparison.runs) > 1)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+    axes.set_title(f"Divergence from {comparison.label}", loc="left", parse_math=False)
+    if len(drawn) < len(rows):
+        axes.annotate(f"not drawn: {len(rows) - len(drawn)} tasks without a score from 0 to 1", (0.02, 0.02),
+                      xycoords="axes fraction", fontsize=8)  # fmt: skip
+    # a fixed salt and no date: the same comparison gives the same file
+    with matplotlib.rc_context({"svg.hashsalt": "lmms-eval-stability"}):
+        figure.savefig(path, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+
+
+def _draw(axes: Axes, rows: list[Divergence]) -> None:
+    drops = [100 * row.drop for row in rows]
+    for drop, row in zip(drops, rows, strict=True):
+        axes.plot([drop, drop], [100 * row.ndr.value, 100 * row.dr.value], color="0.8", linewidth=1, zorder=1)
+    for name, (label, colour, marker) in _SERIES.items():
+        rates: list[Rate] = [getattr(row, name) for row in rows]
+        values = [100 * rate.value for rate in rates]
+        lows = [100 * max(0.0, rate.value - rate.low) for rate in rates]
+        highs = [100 * max(0.0, rate.high - rate.value) for rate in rates]
+        axes.errorbar(drops, values, yerr=[lows, highs], fmt=marker, color=colour, label=label, capsize=2, zorder=2)
+    top = max([100 * row.dr.high for row in rows], default=1.0) * 1.05
+    # the score can only drop by what was lost: NDR lies on or above this line
+    axes.plot([0, top], [0, top], color="0.5", linestyle=":", linewidth=1, label="score drop")
+    axes.set_xlabel("score drop (points)")
+    axes.set_ylabel("share of samples (%)")
+    least, most = min([*drops, 0.0]), max([*drops, 0.0])
+    margin = max(0.5, 0.15 * (most - least))
+    axes.set_xlim(least - margin, most + margin)
+    axes.set_ylim(0, max(top, 1.0))
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _name(axes: Axes, rows: list[Divergence], several_runs: bool) -> None:
+    """Name the points, as long as there are few enough to read."""
+    if len(rows) > _NAMED:
+        return
+    several_tasks = len({row.task for row in rows}) > 1
+    for row in rows:
+        parts = [row.task] * (several_tasks or not several_runs) + [row.run] * several_runs
+        axes.annotate(
+            "\n".join(parts),
+            (100 * row.drop, 100 * row.dr.value),
+            xytext=(6, 0),
+            textcoords="offset points",
+            fontsize=8,
+            va="center",
+            parse_math=False,
+        )

@@ -1,0 +1,103 @@
+"""The files of `-o DIR`: written under temporary names and put in place together, so that none is ever half written."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from ..comparison import Comparison
+from ..errors import OutputError
+from ..pairing import PairedSamples
+from .figure import save_figure
+from .machine import to_csv, to_json
+from .markdown import to_markdown
+
+PAIR_COLUMNS = (
+    "task",
+    "doc_id",
+    "run",
+    "target",
+    "prediction_baseline",
+    "prediction_run",
+    "score_baseline",
+    "score_run",
+    "correct_baseline",
+    "correct_run",
+    "changed",
+    "flip",
+)
+
+
+class ReportFolder:
+    """Collects pairs while a comparison runs, then writes everything. Use as a context manager.
+
+    Leaving the block without `finish()` (an error, an interrupt) removes what was begun and leaves older files alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pending: dict[Path, Path] = {}
+        self._created = False
+        self._pairs: IO[str] | None = None
+        self._writer: Any = None
+
+    def __enter__(self) -> ReportFolder:
+        try:
+            self._created = not self.path.exists()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._pairs = self._temporary("pairs.csv").open("w", encoding="utf-8", newline="")
+        except OSError as error:
+            raise OutputError(f"-o {self.path}: cannot write there: {error.strerror}") from error
+        self._writer = csv.writer(self._pairs, lineterminator="\n")
+        self._writer.writerow(PAIR_COLUMNS)
+        return self
+
+    def add_pairs(self, run: str, pairs: PairedSamples) -> None:
+        """Append one row per pair to pairs.csv."""
+        frame = pairs.frame.assign(task=pairs.task, run=run)
+        # a copy of one chunk at a time: all rows at once as Python objects would be the largest thing in memory
+        for start in range(0, len(frame), 20_000):
+            chunk = frame.iloc[start : start + 20_000]
+            columns = [chunk[name].tolist() for name in PAIR_COLUMNS]
+            self._writer.writerows(zip(*columns, strict=True))
+
+    def finish(self, comparison: Comparison) -> list[Path]:
+        """Write the other files and put all of them in place. Returns their paths."""
+        assert self._pairs is not None
+        try:
+            self._pairs.close()
+            for name, text in {
+                "summary.json": to_json(comparison),
+                "divergence.csv": to_csv(comparison),
+                "divergence.md": to_markdown(comparison),
+            }.items():
+                self._temporary(name).write_text(text, encoding="utf-8")
+            for suffix in ("png", "svg"):
+                save_figure(comparison, self._temporary(f"divergence.{suffix}"), suffix)
+            written = list(self._pending)
+            for target, temporary in list(self._pending.items()):
+                temporary.replace(target)
+                del self._pending[target]
+        except OSError as error:
+            raise OutputError(f"-o {self.path}: cannot write: {error.strerror}") from error
+        return written
+
+    def _temporary(self, name: str) -> Path:
+        temporary = self.path / f".{name}.{os.getpid()}.tmp"
+        self._pending[self.path / name] = temporary
+        return temporary
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pairs is not None:
+            self._pairs.close()
+        if not self._pending:
+            return
+        for temporary in self._pending.values():
+            temporary.unlink(missing_ok=True)
+        if self._created and not any(self.path.iterdir()):
+            self.path.rmdir()

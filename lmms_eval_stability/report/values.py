@@ -1,0 +1,71 @@
+"""Numbers as people read them: rates and scores in percent, intervals in brackets, a dash for what there is not."""
+
+from __future__ import annotations
+
+from math import isnan
+
+from ..comparison import RunComparison
+from ..divergence import Divergence, Rate
+
+NOTHING = "–"
+
+
+def decimals(rows: tuple[Divergence, ...]) -> int:
+    """Digits after the point of percentages: two once a task has so many samples that the second one counts."""
+    return 2 if max((row.n for row in rows), default=0) >= 2000 else 1
+
+
+def percent(value: float, digits: int) -> str:
+    """A fraction as a percentage without its sign, "-0.0" never."""
+    return NOTHING if isnan(value) else f"{round(100 * value, digits) + 0.0:.{digits}f}"
+
+
+def rate(value: Rate, digits: int) -> str:
+    """A rate with its interval, "12.6 [10.0, 15.8]"; the rate alone where there is no interval."""
+    if isnan(value.low):
+        return percent(value.value, digits)
+    return f"{percent(value.value, digits)} [{percent(value.low, digits)}, {percent(value.high, digits)}]"
+
+
+def score(row: Divergence, value: float, digits: int) -> str:
+    """A score or a drop: percent where the benchmark's scale is 0 to 1, the native number otherwise."""
+    if row.score_unit == "fraction":
+        return percent(value, digits)
+    return NOTHING if isnan(value) else f"{round(value, 4) + 0.0:g}"
+
+
+def p_value(value: float) -> str:
+    """Two significant digits."""
+    return NOTHING if isnan(value) else f"{value:.2g}"
+
+
+def heading(run: RunComparison, baseline: str, correct_at: float) -> str:
+    """What is compared with what, and how answers became right or wrong."""
+    soft = any(row.soft for row in run.rows)
+    return f"{run.label} against {baseline} · answers as scored" + (
+        f" · soft scores correct at {correct_at:g}" if soft else ""
+    )
+
+
+def floor_lines(run: RunComparison) -> list[str]:
+    """The noise floor of each task, where the baseline was run again."""
+    digits = decimals(run.rows)
+    with_rerun = [row for row in run.rows if not isnan(row.rerun_dr.value)]
+    return [
+        f"re-run of the baseline{f' ({row.task})' if len(run.rows) > 1 else ''}: DR {rate(row.rerun_dr, digits)}"
+        f" -> excess DR {percent(row.excess_dr, digits)}"
+        for row in with_rerun
+    ]
+
+
+def footnotes(run: RunComparison) -> list[str]:
+    """What stands below a table: inputs, confounders, accepted problems, warnings."""
+    last = run.rows[-1]
+    if last.fingerprints_compared:
+        inputs = f"{last.fingerprints_equal} of {last.fingerprints_compared} equal"
+    else:
+        inputs = "not logged by both runs (prompts and targets were compared as text)"
+    different = "; ".join(map(str, run.confounders)) or "none"
+    lines = [f"input fingerprints: {inputs} · confounders: {different}"]
+    lines += [f"accepted: {problem.line()}" for problem in run.accepted]
+    return lines + [f"warning: {warning}" for warning in run.warnings]

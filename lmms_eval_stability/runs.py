@@ -1,0 +1,248 @@
+"""A folder of lmms-eval output as a `Run`: what was run and how, and where each task's samples lie.
+
+lmms-eval writes `OUT/<model>/<timestamp>_results.json` and `OUT/<model>/<timestamp>_samples_<task>.jsonl`. A run is
+named by OUT, by the model's folder or by the results file. A folder that holds several runs stands for the newest;
+`FOLDER@TIMESTAMP` names another one (the beginning of the timestamp is enough when it is unique).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from .errors import OptionError, RunFormatError, RunNotFoundError
+from .samples import SampleTable, as_number, read_samples, results_name, samples_name
+from .verdicts import adapter_for
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What the results JSON says about one task.
+
+    Attributes:
+        version: as text; empty when not stated.
+        metrics: names in the order of the task's metric list, then its `score_key` if it has one.
+        native: the benchmark's own score by metric name, on its own scale (the first filter's where there are several).
+        filters: the filters whose scores were reported, normally ("none",).
+        lower_is_better: metrics of which less is better.
+        settings: generation arguments and prompt arguments of the task, for the list of confounders.
+    """
+
+    version: str = ""
+    metrics: tuple[str, ...] = ()
+    native: Mapping[str, float] = field(default_factory=dict)
+    filters: tuple[str, ...] = ()
+    lower_is_better: frozenset[str] = frozenset()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One lmms-eval run. Samples are not in memory: `samples()` reads one task's file each time it is called.
+
+    Attributes:
+        name: the path as the user gave it.
+        folder: the folder that holds the files.
+        run_id: the timestamp in the file names.
+        sample_files: samples file of each task.
+        results_file: the results JSON; None when it is missing, and then everything below is empty.
+        model: name given to `--model`. `model_args`: its arguments as text, in their order.
+        config: the `config` section of the results JSON (batch_size, limit, gen_kwargs, seeds, ...).
+        lmms_eval_version, date: as the results JSON has them.
+        facts: what the model wrote about the run (versions, dtype, kernel, device) in the results JSON.
+        tasks: per task, what the results JSON says.
+        other_run_ids: further runs in the same folder, which were not chosen.
+    """
+
+    name: str
+    folder: Path
+    run_id: str
+    sample_files: Mapping[str, Path]
+    results_file: Path | None = None
+    model: str = ""
+    model_args: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    lmms_eval_version: str = ""
+    date: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    tasks: Mapping[str, TaskInfo] = field(default_factory=dict)
+    other_run_ids: tuple[str, ...] = ()
+
+    def task(self, task: str) -> TaskInfo:
+        """What is known about a task; an empty `TaskInfo` when the results JSON does not name it."""
+        return self.tasks.get(task, TaskInfo())
+
+    def samples(self, task: str, metric: str | None = None, pool: dict[str, str] | None = None) -> SampleTable:
+        """Read the samples of one task.
+
+        Args:
+            task: one of `sample_files`.
+            metric: which logged number is the score; by default the first of the task's metric list that the log has.
+            pool: texts to share with other tables, see `read_samples`.
+        """
+        if task not in self.sample_files:
+            known = ", ".join(self.sample_files)
+            raise RunNotFoundError(f"{self.name}: no samples of task {task}; it has {known}")
+        path = self.sample_files[task]
+        adapter = adapter_for(task)
+        candidates = (metric,) if metric else (*self.task(task).metrics, *adapter.metrics)
+        table = read_samples(path, task, adapter, candidates, pool)
+        if metric and table.metric not in ("", metric):
+            raise OptionError(f"task {task}, {path}: no metric {metric!r} in the log; --metric {table.metric} is there")
+        return table
+
+
+def load_run(path: str | Path) -> Run:
+    """Find and describe the run at `path`: a folder, `FOLDER@TIMESTAMP`, or a results JSON file.
+
+    Raises RunNotFoundError when there is no run, no logged samples, or more than one model's folder below `path`.
+    """
+    name = str(path)
+    folder, wanted = _split_run_id(name)
+    if folder.is_file():
+        match = results_name(folder.name)
+        if match is None:
+            raise RunNotFoundError(f"{name}: not a results file; expected a name like 20251120_140128_results.json")
+        folder, wanted = folder.parent, match["run_id"]
+    elif not folder.is_dir():
+        raise RunNotFoundError(f"{name}: no such file or folder")
+    home, run_ids = _run_ids(folder, name)
+    run_id = _choose(run_ids, wanted, name)
+    files = sorted(home.iterdir())
+    samples = {m["task"]: file for file in files if (m := samples_name(file.name)) and m["run_id"] == run_id}
+    if not samples:
+        with_samples = sorted({m["run_id"] for file in files if (m := samples_name(file.name))})
+        other = f"; {home}@{with_samples[-1]} has samples" if with_samples else ""
+        raise RunNotFoundError(f"{name}: run {run_id} has no samples: run lmms-eval with --log_samples{other}")
+    results = home / f"{run_id}_results.json"
+    others = tuple(other for other in run_ids if other != run_id)
+    known = _describe(results) if results.is_file() else {}
+    return Run(name=name, folder=home, run_id=run_id, sample_files=samples, other_run_ids=others, **known)
+
+
+def _split_run_id(name: str) -> tuple[Path, str]:
+    """FOLDER@TIMESTAMP in its parts; a folder whose own name has an "@" wins over that reading."""
+    folder, at, run_id = name.rpartition("@")
+    if at and folder and not Path(name).exists():
+        return Path(folder), run_id
+    return Path(name), ""
+
+
+def _run_ids(folder: Path, name: str) -> tuple[Path, list[str]]:
+    """The one folder at or below `folder` with lmms-eval's files, and its runs, oldest first."""
+    found: dict[Path, set[str]] = {}
+    for pattern in ("*_samples_*.jsonl", "*_results.json"):
+        for file in folder.rglob(pattern):
+            match = samples_name(file.name) or results_name(file.name)
+            if match and file.is_file():
+                found.setdefault(file.parent, set()).add(match["run_id"])
+    if not found:
+        raise RunNotFoundError(f"{name}: no lmms-eval output here (*_results.json, *_samples_<task>.jsonl)")
+    if len(found) > 1:
+        homes = ", ".join(str(home) for home in sorted(found))
+        raise RunNotFoundError(f"{name}: holds the runs of {len(found)} folders; name one of: {homes}")
+    home, run_ids = next(iter(found.items()))
+    return home, sorted(run_ids)
+
+
+def _choose(run_ids: list[str], wanted: str, name: str) -> str:
+    matching = [run_id for run_id in run_ids if run_id.startswith(wanted)]
+    if wanted in run_ids:
+        return wanted
+    if not matching:
+        raise RunNotFoundError(f"{name}: no run {wanted} here; there are {', '.join(run_ids)}")
+    if wanted and len(matching) > 1:
+        raise RunNotFoundError(f"{name}: {wanted} fits several runs: {', '.join(matching)}")
+    return matching[-1]
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """The fields of a `Run` that come from the results JSON."""
+    results = _read_json(path)
+    config = _section(results, "config")
+    tasks = {task: _task_info(results, task) for task in _section(results, "results")}
+    facts: dict[str, Any] = next(
+        (section["run"] for section in (results, config) if isinstance(section.get("run"), dict)), {}
+    )
+    return {
+        "results_file": path,
+        "model": str(config.get("model") or results.get("model_source") or ""),
+        "model_args": parse_model_args(config.get("model_args")),
+        "config": config,
+        "lmms_eval_version": str(results.get("lmms_eval_version") or ""),
+        "date": str(results.get("date") or ""),
+        "facts": facts,
+        "tasks": tasks,
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        try:
+            parsed = orjson.loads(raw)
+        except ValueError:
+            parsed = json.loads(raw)  # knows NaN and Infinity, which Python writes and JSON forbids
+    except OSError as error:
+        raise RunFormatError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunFormatError(f"{path}: not a results JSON ({error}); was the run interrupted?") from error
+    if not isinstance(parsed, dict):
+        raise RunFormatError(f"{path}: not a results JSON (no object at its top)")
+    return parsed
+
+
+def _section(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A sub-dict, or an empty one when it is missing or something else."""
+    value = mapping.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _task_info(results: Mapping[str, Any], task: str) -> TaskInfo:
+    config = _section(_section(results, "configs"), task)
+    listed = config.get("metric_list")
+    entries: Iterable[Any] = listed if isinstance(listed, list) else ()
+    names = [str(entry["metric"]) for entry in entries if isinstance(entry, dict) and entry.get("metric")]
+    if config.get("score_key"):
+        names.append(str(config["score_key"]))
+    native: dict[str, float] = {}
+    filters: dict[str, None] = {}
+    for key, value in _section(_section(results, "results"), task).items():
+        metric, comma, label = key.partition(",")
+        if comma and "_stderr" not in metric and isinstance(value, (int, float)):
+            native.setdefault(metric, as_number(value))
+            filters.setdefault(label)
+    better = _section(_section(results, "higher_is_better"), task)
+    version = _section(results, "versions").get(task)
+    return TaskInfo(
+        version="" if version is None else str(version),
+        metrics=tuple(dict.fromkeys(names)),
+        native=native,
+        filters=tuple(filters),
+        lower_is_better=frozenset(metric for metric, higher in better.items() if higher is False),
+        settings={key: config[key] for key in ("generation_kwargs", "lmms_eval_specific_kwargs") if key in config},
+    )
+
+
+def parse_model_args(value: Any) -> dict[str, str]:
+    """`--model_args` as lmms-eval logs them ("a=1,b=2" or a dict) as texts by name.
+
+    A comma inside a value ("layers=8,16,24") leaves parts without "=": they belong to the argument before them.
+    """
+    if isinstance(value, dict):
+        return {str(name): str(item) for name, item in value.items()}
+    args: dict[str, str] = {}
+    last = ""
+    for part in str(value or "").split(","):
+        name, equals, item = part.partition("=")
+        if equals:
+            last = name.strip()
+            args[last] = item.strip()
+        elif last and part:
+            args[last] += f",{part}"
+    return args

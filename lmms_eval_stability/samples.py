@@ -1,0 +1,255 @@
+"""A samples file of lmms-eval, read line by line into one table with only the columns that a comparison needs.
+
+The reader never raises for a bad line and never skips one quietly: it counts it and keeps where and why.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from .errors import RunFormatError
+from .problems import EXAMPLES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .verdicts.base import Adapter
+
+Row = dict[str, Any]
+
+#: Keys of a sample line that are never a metric.
+RESERVED = frozenset(
+    {"doc_id", "target", "filtered_resps", "resps", "token_counts", "doc_hash", "input", "input_media", "submission"}
+)
+_REQUIRED = ("doc_id", "target", "input", "filtered_resps")
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that is no sample record: its number (from 1) and what is wrong with it."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """The samples of one task of one run.
+
+    `frame` has one row per usable line in the order of the file: doc_id (int64), line (int64), target, input, response
+    (text as logged), logged_prediction (text or None: the benchmark's own normalised answer), score (float64, nan when
+    missing), fingerprint (text or None), error (text or None).
+
+    Attributes:
+        metric: key of the line from which `score` was taken; empty when no line was usable.
+        n_bad: number of lines that are no sample record; `bad_lines` holds the first few.
+        facts: what the run wrote about itself (versions, dtype, kernel, device), from the first line that carries it.
+    """
+
+    task: str
+    path: Path
+    metric: str
+    frame: pd.DataFrame
+    n_bad: int = 0
+    bad_lines: tuple[BadLine, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class _Columns:
+    """Growing columns. Texts go through `pool`, so that a text repeated in this or another run is stored once."""
+
+    def __init__(self, adapter: Adapter, pool: dict[str, str]) -> None:
+        self.doc_id, self.line, self.score = array("q"), array("q"), array("d")
+        self.target: list[str] = []
+        self.input: list[str] = []
+        self.response: list[str] = []
+        self.prediction: list[str | None] = []
+        self.fingerprint: list[str | None] = []
+        self.error: list[str | None] = []
+        self.facts: dict[str, Any] = {}
+        self.metric = ""
+        self._logged = adapter.logged_prediction
+        self._intern = pool.setdefault
+
+    def add(self, number: int, row: Row) -> None:
+        """Append one line. Raises KeyError, TypeError or ValueError, before any change, when it is no sample record."""
+        doc_id = row["doc_id"]
+        if type(doc_id) is not int or not -(2**63) <= doc_id < 2**63:
+            raise ValueError("doc_id is not an integer")
+        target, prompt, response = row["target"], row["input"], row["filtered_resps"]
+        if not (type(target) is type(prompt) is type(response) is str):
+            target, prompt, response = as_text(target), as_text(prompt), as_text(response)
+        value = row.get(self.metric)
+        prediction = None if self._logged is None else self._logged(row)
+        intern = self._intern
+        self.doc_id.append(doc_id)
+        self.line.append(number)
+        self.score.append(value if type(value) is float else as_number(value))
+        self.target.append(intern(target, target))
+        self.input.append(intern(prompt, prompt))
+        self.response.append(intern(response, response))
+        self.prediction.append(prediction if prediction is None else intern(prediction, prediction))
+        self._measure(row.get("token_counts"))
+
+    def _measure(self, counts: Any) -> None:
+        """The first request's measurements; models that log none write `[null]`, `[]`, other keys or nothing."""
+        fingerprint = error = None
+        if type(counts) is list and counts and type(counts[0]) is dict:
+            measured = counts[0]
+            fingerprint, error = measured.get("input_fingerprint"), measured.get("error")
+            if not self.facts and isinstance(measured.get("run"), dict):
+                self.facts = measured["run"]
+        self.fingerprint.append(self._intern(fingerprint, fingerprint) if type(fingerprint) is str else None)
+        self.error.append(as_text(error) if error else None)
+
+    def frame(self) -> pd.DataFrame:
+        import numpy as np
+        import pandas as pd
+
+        texts = {
+            "target": self.target,
+            "input": self.input,
+            "response": self.response,
+            "logged_prediction": self.prediction,
+            "fingerprint": self.fingerprint,
+            "error": self.error,
+        }
+        # object columns on purpose: interned texts compare by identity, and pandas 2 and 3 then behave alike
+        objects = {name: pd.Series(np.array(values, dtype=object), dtype=object) for name, values in texts.items()}
+        numbers = {
+            "doc_id": np.frombuffer(self.doc_id, dtype=np.int64).copy() if self.doc_id else np.empty(0, np.int64),
+            "line": np.frombuffer(self.line, dtype=np.int64).copy() if self.line else np.empty(0, np.int64),
+            "score": np.frombuffer(self.score, dtype=np.float64).copy() if self.score else np.empty(0, np.float64),
+        }
+        return pd.DataFrame({**numbers, **objects})
+
+
+def read_samples(
+    path: Path, task: str, adapter: Adapter, candidates: tuple[str, ...] = (), pool: dict[str, str] | None = None
+) -> SampleTable:
+    """Read a `*_samples_<task>.jsonl` file.
+
+    Args:
+        path: the file.
+        task: lmms-eval task name.
+        adapter: says where the benchmark's own normalised answer stands, if anywhere.
+        candidates: metric names in order of preference; without any match the first number in the first line counts.
+        pool: texts seen so far; pass the same one for both runs of a comparison to hold common texts once.
+    """
+    columns = _Columns(adapter, {} if pool is None else pool)
+    bad: list[BadLine] = []
+    n_bad = 0
+    for number, row in _rows(path):
+        try:
+            if isinstance(row, str):
+                raise ValueError(row)
+            if not columns.metric:
+                columns.metric = choose_metric(_checked(row), candidates, f"task {task}, {path}")
+            columns.add(number, row)
+        except (KeyError, TypeError, ValueError) as problem:
+            n_bad += 1
+            if len(bad) < EXAMPLES:
+                bad.append(BadLine(number, _reason(problem)))
+    return SampleTable(task, path, columns.metric, columns.frame(), n_bad, tuple(bad), columns.facts)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, parsed line) of every non-blank line; a line that cannot be parsed comes as the reason, a str."""
+    try:
+        with path.open("rb", buffering=1 << 20) as stream:
+            for number, line in enumerate(stream, 1):
+                if number == 1:
+                    line = line.removeprefix(_BOM)
+                try:
+                    row = orjson.loads(line)
+                except ValueError:
+                    if not line.strip():
+                        continue
+                    yield number, _slow_parse(line)
+                    continue
+                yield number, (row if type(row) is dict else "not a JSON object")
+    except OSError as error:
+        raise RunFormatError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _slow_parse(line: bytes) -> Row | str:
+    """What the fast parser refuses and Python writes: NaN, Infinity and lone surrogates. Otherwise the reason."""
+    try:
+        row = json.loads(line)
+        if rb"\u" in line:
+            # a lone surrogate cannot be written to any file later on: replace it now
+            row = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    except (ValueError, RecursionError):
+        return "not JSON" if line.endswith(b"\n") else "cut off: the line has no end"
+    return row if isinstance(row, dict) else "not a JSON object"
+
+
+def _checked(row: Row) -> Row:
+    """The row, when it has what every sample record has; KeyError otherwise."""
+    for name in _REQUIRED:
+        if name not in row:
+            raise KeyError(name)
+    return row
+
+
+def _reason(problem: Exception) -> str:
+    return f"no {problem.args[0]!r}" if isinstance(problem, KeyError) else str(problem)
+
+
+def choose_metric(row: Row, candidates: tuple[str, ...], where: str) -> str:
+    """The metric key to read scores from: the first candidate the line has, else the line's first number.
+
+    Raises RunFormatError when the line holds no number at all; its message lists the keys there are.
+    """
+    for name in candidates:
+        if name in row:
+            return name
+    for name, value in row.items():
+        # a float is a score even when it is NaN: the row then counts as unscored, and the metric is still known
+        if name not in RESERVED and (isinstance(value, float) or not math.isnan(as_number(value))):
+            return name
+    keys = ", ".join(sorted(row.keys() - RESERVED)) or "none"
+    raise RunFormatError(f"{where}: no numeric metric in the log (keys: {keys}); name one with --metric")
+
+
+def as_number(value: Any) -> float:
+    """A logged score as a float: numbers, booleans (also as the text "True"), dicts with a `score`; else nan."""
+    if isinstance(value, dict):
+        value = value.get("score")
+    if isinstance(value, (bool, int, float)):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.nan
+    return {"True": 1.0, "False": 0.0}.get(value, math.nan) if isinstance(value, str) else math.nan
+
+
+def as_text(value: Any) -> str:
+    """A logged answer as text: a str as it is, anything else (lists of multiple-choice requests) as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+
+
+_SAMPLES = re.compile(r"^(?P<run_id>.+?)_samples_(?P<task>.+)\.jsonl$")
+_RESULTS = re.compile(r"^(?P<run_id>.+?)_results\.json$")
+
+
+def samples_name(name: str) -> re.Match[str] | None:
+    """Parts `run_id` and `task` of the name of a samples file; None when it is another file."""
+    return _SAMPLES.match(name)
+
+
+def results_name(name: str) -> re.Match[str] | None:
+    """Part `run_id` of the name of a results file; None when it is another file."""
+    return _RESULTS.match(name)

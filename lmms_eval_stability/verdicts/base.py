@@ -1,0 +1,103 @@
+"""What an adapter is, and how logged lines become verdicts.
+
+A *verdict* is a prediction (the answer as the benchmark compares it), its score on the benchmark's own scale, whether
+that counts as correct, and a status. Scores are taken from the log, never recomputed: the benchmark ran already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..samples import as_number, as_text
+
+if TYPE_CHECKING:
+    from ..samples import Row, SampleTable
+
+OK, EMPTY, FAILED, UNSCORED = "ok", "empty", "failed", "unscored"
+
+#: Scores are sums of thirds and tenths: 0.9 may be logged as 0.8999999999999999.
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How one family of benchmarks logs its answers.
+
+    Attributes:
+        name: what a report calls it.
+        normalise: raw answer -> the answer as the benchmark compares it; pure, called once per distinct text.
+        tasks: lmms-eval task names; each also stands for every name that goes on with "_" (lite and perturbed twins).
+        metrics: metric keys to look for first.
+        logged_prediction: where the log holds the benchmark's own normalised answer; None where it holds none.
+    """
+
+    name: str
+    normalise: Callable[[str], str]
+    tasks: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    logged_prediction: Callable[[Row], str | None] | None = None
+
+    def matches(self, task: str) -> int:
+        """Length of the longest of `tasks` that stands for this task name; 0 when none does."""
+        return max((len(name) for name in self.tasks if task == name or task.startswith(f"{name}_")), default=0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One answer, judged. `correct` is False unless `status` is "ok" or "empty"; `score` is nan without a score."""
+
+    prediction: str
+    score: float
+    correct: bool
+    status: str
+
+
+def judge_line(row: dict[str, Any], adapter: Adapter, metric: str, correct_at: float = 0.9) -> Verdict:
+    """The verdict on one line of a samples file, e.g. to look at a single document."""
+    response = as_text(row["filtered_resps"])
+    prediction = adapter.logged_prediction(row) if adapter.logged_prediction else None
+    if prediction is None:
+        prediction = adapter.normalise(response)
+    counts = row.get("token_counts") or [None]
+    failed = isinstance(counts[0], dict) and bool(counts[0].get("error"))
+    score = as_number(row.get(metric))
+    finite = abs(score) < float("inf")  # False for nan, too
+    status = FAILED if failed else UNSCORED if not finite else OK if response.strip() else EMPTY
+    correct = status in (OK, EMPTY) and score >= correct_at - TOLERANCE
+    return Verdict(prediction, score, correct, status)
+
+
+def judge(table: SampleTable, adapter: Adapter, correct_at: float = 0.9) -> SampleTable:
+    """The table with the verdicts as further columns of its frame: prediction, correct (bool) and status.
+
+    Args:
+        table: samples as read from the log.
+        adapter: the benchmark's rules.
+        correct_at: least score that counts as correct, on the benchmark's own scale; 1e-6 of tolerance.
+    """
+    import numpy as np
+    import pandas as pd
+
+    frame = table.frame
+    responses: list[str] = frame["response"].tolist()
+    normal = {text: adapter.normalise(text) for text in set(responses)}
+    blank = {text for text in normal if not text.strip()}
+    predictions = [
+        normal[response] if logged is None else logged
+        for response, logged in zip(responses, frame["logged_prediction"].tolist(), strict=True)
+    ]
+    score = frame["score"].to_numpy()
+    status = np.full(len(frame), OK, dtype=object)
+    status[np.fromiter((text in blank for text in responses), dtype=bool, count=len(responses))] = EMPTY
+    status[~np.isfinite(score)] = UNSCORED
+    status[frame["error"].notna().to_numpy()] = FAILED
+    with np.errstate(invalid="ignore"):
+        correct = np.isfinite(score) & (score >= correct_at - TOLERANCE) & (status != FAILED)
+    judged = frame.assign(
+        prediction=pd.Series(np.array(predictions, dtype=object), index=frame.index, dtype=object),
+        correct=correct,
+        status=pd.Series(status, index=frame.index, dtype=object),
+    )
+    return replace(table, frame=judged)
