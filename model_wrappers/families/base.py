@@ -45,6 +45,8 @@ class Family(ABC):
     default_max_new_tokens: ClassVar[int]
     #: Whether ``lmms_eval_name`` cuts answers at the task's ``until`` strings.
     applies_until: ClassVar[bool] = False
+    #: How ``lmms_eval_name`` decodes answers, beside leaving out special tokens.
+    decode_arguments: ClassVar[Mapping[str, Any]] = {}
     #: Arguments of the processor that a user may set, with their defaults.
     processor_defaults: ClassVar[Mapping[str, Any]] = {}
 

@@ -21,6 +21,7 @@ class Qwen2VL(Family):
     lmms_eval_name = "qwen2_vl"
     default_max_new_tokens = 128
     applies_until = True
+    decode_arguments: Mapping[str, Any] = {"clean_up_tokenization_spaces": False}
     processor_defaults: Mapping[str, Any] = {"min_pixels": 3136, "max_pixels": 602112}
 
     def vision_tower(self, model: nn.Module) -> nn.Module:

@@ -1,0 +1,67 @@
+"""What is recorded with every answer, in lmms-eval's own sample log.
+
+lmms-eval writes ``token_counts.to_dict()`` of each answer into the answer's line, so a subclass can carry more than counts
+there: no side files that could be lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lmms_eval.api.instance import TokenCounts
+
+from lmms_eval_stability.model_wrappers.families.base import Prompt
+
+
+@dataclass
+class Measurements(TokenCounts):
+    """One answer's measurements; fields that are ``None`` are left out of the log.
+
+    Attributes:
+        input_fingerprint: 32 hex digits over the prompt text and the pixels of its images (see ``fingerprint``).
+        visual_tokens: visual tokens at the input of the layers in ``visual_token_layers``; the first is the prompt's.
+        visual_token_layers: decoder layers, the first is 0.
+        prefill_ms: milliseconds up to the first token's logits, vision tower included; in a batch, the batch's time
+            divided by its rows.
+        decode_ms: milliseconds of the remaining steps, divided in the same way.
+        first_token_logprobs: the five most probable first tokens: [id, text, natural log-probability].
+        answer_logprob: sum of the natural log-probabilities of the answer's tokens, end-of-sequence included. Both
+            log-probabilities are taken from the scores that the token was chosen by, after any logits processors of
+            the checkpoint's generation settings.
+        error: why there is no answer (``on_error=record`` only).
+        run: facts of the whole run; carried by the first answer of each task on each rank.
+    """
+
+    input_fingerprint: str | None = None
+    visual_tokens: list[int] | None = None
+    visual_token_layers: list[int] | None = None
+    prefill_ms: float | None = None
+    decode_ms: float | None = None
+    first_token_logprobs: list[list[Any]] | None = None
+    answer_logprob: float | None = None
+    error: str | None = None
+    run: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that are set, ready for JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def fingerprint(prompt: Prompt) -> str:
+    """Return a digest of what a document really shows the model: rendered prompt text and image pixels.
+
+    Images count as RGB pixels with their size, before any resizing by the processor, so runs of different methods over the
+    same inputs agree, and a re-encoded or perturbed image does not.
+
+    Returns:
+        32 hex digits (BLAKE2b, 128 bits).
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(len(prompt.text.encode()).to_bytes(8, "big") + prompt.text.encode())
+    for image in prompt.images:
+        rgb = image.convert("RGB")
+        digest.update(rgb.width.to_bytes(4, "big") + rgb.height.to_bytes(4, "big") + rgb.tobytes())
+    return digest.hexdigest()

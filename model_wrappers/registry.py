@@ -1,0 +1,106 @@
+"""Which models there are: one dict of name -> base architectures x method. Imports nothing heavy.
+
+To add a method, write its file in ``token_reduction/`` and add one line to ``METHODS``; every family gets a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FamilyEntry:
+    """A model-name prefix.
+
+    Attributes:
+        model_types: ``config.model_type`` of the checkpoints that the prefix serves.
+        lmms_eval_name: lmms-eval's own model, whose task arguments ours get (prompts must not depend on the name).
+        example: a checkpoint to name in help texts.
+        spellings: other prefixes that users may guess.
+    """
+
+    model_types: tuple[str, ...]
+    lmms_eval_name: str
+    example: str
+    spellings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A model-name suffix.
+
+    Attributes:
+        path: ``module:class`` of the method below this package; empty for the model as it is.
+        summary: one line for listings.
+        kind: what is accelerated: "none" or "token reduction".
+    """
+
+    path: str
+    summary: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model as ``lmms-eval --model NAME`` knows it."""
+
+    name: str
+    family: str
+    method: str
+    aliases: tuple[str, ...]
+
+    @property
+    def class_path(self) -> str:
+        """Dotted path of the class that lmms-eval imports."""
+        return f"lmms_eval_stability.model_wrappers.models.{self.class_name}"
+
+    @property
+    def class_name(self) -> str:
+        return "".join(part.capitalize() for part in self.name.split("_"))
+
+
+FAMILIES: dict[str, FamilyEntry] = {
+    "llava": FamilyEntry(("llava", "llava_next"), "llava_hf", "llava-hf/llava-1.5-7b-hf", ("llava_hf", "llava_next")),
+    "qwen2_vl": FamilyEntry(("qwen2_vl",), "qwen2_vl", "Qwen/Qwen2-VL-7B-Instruct", ("qwen2vl", "qwen_2_vl")),
+    "qwen2_5_vl": FamilyEntry(
+        ("qwen2_5_vl",),
+        "qwen2_5_vl",
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        ("qwen2_5vl", "qwen2.5_vl", "qwen2.5vl", "qwen25_vl", "qwen25vl", "qwen_2_5_vl"),
+    ),
+}
+
+METHODS: dict[str, MethodEntry] = {
+    "baseline": MethodEntry("", "the model as it is, through the same code path", "none"),
+    "fastv": MethodEntry(
+        "token_reduction.fastv:FastV", "drops visual tokens before decoder layer k by attention", "token reduction"
+    ),
+}
+
+
+def _entry(family: str, method: str) -> ModelEntry:
+    name = f"{family}_{method}"
+    prefixes = (family, *FAMILIES[family].spellings)
+    spelled = [f"{prefix}_{method}" for prefix in prefixes]
+    hyphened = [alias.replace("_", "-") for alias in spelled]
+    reversed_order = [f"{method}_{prefix}" for prefix in prefixes]
+    aliases = dict.fromkeys([*spelled, *hyphened, *reversed_order])
+    aliases.pop(name)
+    return ModelEntry(name, family, method, tuple(aliases))
+
+
+MODELS: dict[str, ModelEntry] = {
+    entry.name: entry for entry in (_entry(family, method) for family in FAMILIES for method in METHODS)
+}
+
+
+def task_model_name(model_name: str | None) -> str | None:
+    """Return the model name by which lmms-eval's tasks should choose their arguments.
+
+    Tasks may name prompts and generation arguments per model; ours get those of lmms-eval's model of the same
+    architecture, so that a baseline and its accelerated twin, and lmms-eval's own model, read the same prompt.
+    """
+    for entry in MODELS.values():
+        if model_name == entry.name or model_name in entry.aliases:
+            return FAMILIES[entry.family].lmms_eval_name
+    return model_name

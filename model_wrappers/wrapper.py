@@ -1,0 +1,341 @@
+"""``AcceleratedVLM``: the one class behind every model of this package, and the only place that talks to lmms-eval."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult, Instance
+from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
+from lmms_eval.protocol import ChatMessages
+from loguru import logger
+from tqdm import tqdm
+
+from lmms_eval_stability.model_wrappers.errors import (
+    AnswerError,
+    InvalidArgumentError,
+    UnknownArgumentError,
+    UnsupportedInputError,
+)
+from lmms_eval_stability.model_wrappers.facts import run_facts
+from lmms_eval_stability.model_wrappers.families import Prompt
+from lmms_eval_stability.model_wrappers.generation import GeneratedRow, GenerationSettings, generate
+from lmms_eval_stability.model_wrappers.loading import LoadOptions, load
+from lmms_eval_stability.model_wrappers.measurements import Measurements, fingerprint
+from lmms_eval_stability.model_wrappers.registry import FAMILIES, METHODS, ModelEntry
+from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session, TokenReducer
+
+_ON_ERROR = ("raise", "record")
+
+
+@dataclass(frozen=True)
+class _Document:
+    """One request of lmms-eval's chat interface."""
+
+    index: int  # in the list of requests
+    context: str
+    doc_to_messages: Any
+    gen_kwargs: dict[str, Any]
+    doc_id: int
+    task: str
+    split: str
+
+    @property
+    def name(self) -> str:
+        return f"task {self.task}, document {self.doc_id}"
+
+
+class AcceleratedVLM(lmms):  # type: ignore[misc]
+    """A vision-language model, as it is or accelerated, answering lmms-eval's requests.
+
+    Prompts, defaults and (at batch size 1) answers of a ``_baseline`` equal those of lmms-eval's own model of the same
+    architecture. Unlike those it answers left-padded batches, reads images without re-encoding them, and never turns an
+    exception into an empty answer.
+
+    Args:
+        pretrained: hub name, folder, or ``demo`` for the model that comes with the package.
+        revision: branch, tag or commit of a hub checkpoint.
+        dtype: ``auto`` (as stored), ``float32``, ``float16`` or ``bfloat16``.
+        device: default: cuda if there is one, else cpu.
+        device_map: passed to transformers (``auto`` spreads one model over several devices); ``device`` is then unused.
+        attn_implementation: ``sdpa`` (transformers' default), ``eager`` or ``flash_attention_2``.
+        batch_size: rows per forward pass.
+        use_cache: keep keys and values between generation steps.
+        max_new_tokens: overrides the task's number.
+        min_pixels, max_pixels: bounds of the image size (Qwen only).
+        trust_remote_code: run code from the checkpoint.
+        use_safetensors: refuse pickled weights.
+        on_error: ``raise`` stops the run, naming the document; ``record`` logs the document as failed.
+        method_args: parameters of the method, by name (``k=3,r=0.5``).
+
+    Raises:
+        UnknownArgumentError, InvalidArgumentError, WrongFamilyError, CheckpointError: see ``errors``.
+    """
+
+    is_simple = False
+    entry: ClassVar[ModelEntry]
+
+    def __init__(
+        self,
+        pretrained: str = "",
+        revision: str = "main",
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: str | None = None,
+        attn_implementation: str | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        use_cache: bool = True,
+        max_new_tokens: int | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        trust_remote_code: bool = False,
+        use_safetensors: bool = True,
+        on_error: str = "raise",
+        **method_args: Any,
+    ) -> None:
+        super().__init__()
+        if not pretrained:
+            raise InvalidArgumentError(
+                f"{self.entry.name} needs a checkpoint: --model_args pretrained={FAMILIES[self.entry.family].example},"
+                " or pretrained=demo for the model that comes with the package"
+            )
+        if on_error not in _ON_ERROR:
+            raise InvalidArgumentError(f"on_error={on_error}: choose one of {', '.join(_ON_ERROR)}")
+        self.batch_size_per_gpu = _batch_size(batch_size, max_batch_size)
+        self.method = _make_method(self.entry, method_args)
+        self.on_error, self.use_cache, self.max_new_tokens = on_error, use_cache, max_new_tokens
+        self.accelerator = Accelerator()
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        options = LoadOptions(
+            pretrained=pretrained,
+            revision=revision,
+            dtype=str(dtype).removeprefix("torch."),
+            device=self._own_device(device),
+            device_map=device_map or None,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=use_safetensors,
+            processor={name: value for name, value in pixels.items() if value is not None},
+        )
+        loaded = load(self.entry, options)
+        self._model, self.processor, self.family = loaded.model, loaded.processor, loaded.family
+        self.tokenizer, self._device = loaded.tokenizer, loaded.device
+        # Attach once now: parameters that the model cannot take are refused before any document is read.
+        with self._accelerated():
+            pass
+        self._facts: dict[str, Any] = run_facts(self, options)
+        self._tasks_with_facts: set[str] = set()
+
+    def _own_device(self, device: str | None) -> str | None:
+        """Return this process's device: under a launcher with several processes each has its own GPU."""
+        if self._world_size == 1 or not torch.cuda.is_available() or device == "cpu":
+            return device
+        return f"cuda:{self.accelerator.local_process_index}"
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> AcceleratedVLM:
+        """As lmms-eval's, except that ``batch_size`` and ``device`` may stand in ``--model_args`` too and win there."""
+        from lmms_eval.utils import simple_parse_args_string
+
+        given = simple_parse_args_string(arg_string)
+        launcher = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        return cls(**{**launcher, **given})
+
+    @property
+    def batch_size(self) -> int:
+        return self.batch_size_per_gpu
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self._model
+
+    @property
+    def config(self) -> Any:
+        return self._model.config
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    def _accelerated(self) -> AbstractContextManager[Session | None]:
+        return self.method.attach(self._model, self.family) if self.method else nullcontext()
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answer every request; the results are in the order of the requests.
+
+        Raises:
+            AnswerError: a document could not be answered (unless ``on_error=record``).
+            NothingPrunedError: the method should have dropped visual tokens and dropped none.
+        """
+        documents = [_Document(index, *request.args) for index, request in enumerate(requests)]
+        self._tasks_with_facts.clear()
+        results: dict[int, GenerationResult] = {}
+        progress = tqdm(total=len(documents), disable=self.rank != 0, desc="Model Responding")
+        with progress, self._accelerated() as session:
+            for batch in _batches(documents, self.batch_size):
+                for document, result in zip(batch, self._answer(batch, session), strict=True):
+                    results[document.index] = result
+                progress.update(len(batch))
+            if session is not None:
+                session.require_pruned()
+        ordered = [results[index] for index in range(len(documents))]
+        _log_throughput([result.token_counts for result in ordered], self.rank)
+        return ordered
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not offered: the tasks that need it are refused by name."""
+        raise UnsupportedInputError(_unsupported(self.entry.name, "loglikelihood", requests))
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[Any]:
+        """Not offered: the tasks that need it are refused by name."""
+        raise UnsupportedInputError(_unsupported(self.entry.name, "generate_until_multi_round", requests))
+
+    def _answer(self, batch: Sequence[_Document], session: Session | None) -> list[GenerationResult]:
+        """Answer one batch; on failure find the document that cannot be answered."""
+        try:
+            return self._answer_together(batch, session)
+        except Exception as error:
+            if len(batch) == 1:
+                return [self._failed(batch[0], error)]
+            logger.warning(f"a batch of {len(batch)} documents failed ({error}); answering them one by one")
+            alone = [self._answer([document], session)[0] for document in batch]
+            if any(result.token_counts.error for result in alone):
+                return alone
+            raise AnswerError(
+                f"{self.entry.name}: a batch of {len(batch)} documents ({batch[0].name} and others) failed, though each"
+                f" can be answered alone: {type(error).__name__}: {error}. Lower --batch_size"
+            ) from error
+
+    def _failed(self, document: _Document, error: Exception) -> GenerationResult:
+        reason = f"{type(error).__name__}: {error}"
+        if self.on_error == "raise":
+            raise AnswerError(
+                f"{self.entry.name}: {document.name} could not be answered: {reason}."
+                " --model_args on_error=record goes on and logs such documents as failed"
+            ) from error
+        logger.error(f"{document.name} failed: {reason}")
+        counts = Measurements(error=reason, run=self._facts_once(document.task))
+        return GenerationResult(text="", token_counts=counts)
+
+    def _answer_together(self, batch: Sequence[_Document], session: Session | None) -> list[GenerationResult]:
+        settings = GenerationSettings.from_task(batch[0].gen_kwargs, self.family.default_max_new_tokens)
+        if self.max_new_tokens is not None:
+            settings = dataclasses.replace(settings, max_new_tokens=int(self.max_new_tokens))
+        prompts = [self._prompt(document) for document in batch]
+        inputs = self.family.encode(self.processor, prompts).to(self._device, self._model.dtype)
+        rows = generate(self._model, self.tokenizer, inputs, settings, use_cache=self.use_cache)
+        tokens = self._visual_tokens(inputs["input_ids"], session)
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        return [
+            self._result(*parts, until=settings.until) for parts in zip(batch, prompts, rows, tokens, lengths, strict=True)
+        ]
+
+    def _prompt(self, document: _Document) -> Prompt:
+        doc = self.task_dict[document.task][document.split][document.doc_id]
+        messages = ChatMessages(messages=document.doc_to_messages(doc)).model_dump()["messages"]
+        return self.family.build_prompt(self.processor, messages)
+
+    def _visual_tokens(self, input_ids: torch.Tensor, session: Session | None) -> Sequence[RowTokens]:
+        if session is not None:
+            return session.rows
+        placeholders = torch.tensor(self.family.placeholder_ids(self._model.config), device=input_ids.device)
+        return [RowTokens((0,), (int(n),)) for n in torch.isin(input_ids, placeholders).sum(1)]
+
+    def _result(
+        self,
+        document: _Document,
+        prompt: Prompt,
+        row: GeneratedRow,
+        tokens: RowTokens,
+        length: int,
+        *,
+        until: Sequence[str],
+    ) -> GenerationResult:
+        text = self.tokenizer.decode(row.tokens, skip_special_tokens=True, **self.family.decode_arguments)
+        counts = Measurements(
+            input_tokens=int(length),
+            output_tokens=len(row.tokens),
+            input_fingerprint=fingerprint(prompt),
+            visual_tokens=list(tokens.visual_tokens),
+            visual_token_layers=list(tokens.layers),
+            prefill_ms=round(row.prefill_ms, 3),
+            decode_ms=None if row.decode_ms is None else round(row.decode_ms, 3),
+            first_token_logprobs=row.first_token_logprobs,
+            answer_logprob=row.answer_logprob,
+            run=self._facts_once(document.task),
+        )
+        return GenerationResult(text=self.family.clean(text, until), token_counts=counts)
+
+    def _facts_once(self, task: str) -> dict[str, Any] | None:
+        """Return the run's facts for the first answer of a task, then nothing: once per task and rank is enough."""
+        if task in self._tasks_with_facts:
+            return None
+        self._tasks_with_facts.add(task)
+        return self._facts
+
+
+def _batches(documents: Sequence[_Document], size: int) -> Iterator[list[_Document]]:
+    """Yield documents that share generation arguments, of similar length where a batch holds several."""
+    groups: dict[str, list[_Document]] = {}
+    for document in documents:
+        groups.setdefault(repr(sorted(document.gen_kwargs.items())), []).append(document)
+    for group in groups.values():
+        ordered = sorted(group, key=lambda document: -len(document.context)) if size > 1 else group
+        for start in range(0, len(ordered), size):
+            yield ordered[start : start + size]
+
+
+def _batch_size(batch_size: int | str, max_batch_size: int | None) -> int:
+    if not str(batch_size).isdigit() or int(batch_size) < 1:
+        raise InvalidArgumentError(f"batch_size={batch_size}: give a whole number of at least 1")
+    if max_batch_size is not None:
+        raise InvalidArgumentError("max_batch_size belongs to automatic batch sizes, which these models do not have")
+    return int(batch_size)
+
+
+def _make_method(entry: ModelEntry, arguments: dict[str, Any]) -> TokenReducer | None:
+    """Return the method with its parameters; refuse arguments that neither it nor the model takes."""
+    path = METHODS[entry.method].path
+    method_class: type[Any] | None = None
+    if path:
+        module, name = path.split(":")
+        method_class = getattr(importlib.import_module(f"lmms_eval_stability.model_wrappers.{module}"), name)
+    parameters = [] if method_class is None else [f.name for f in dataclasses.fields(method_class)]
+    unknown = sorted(set(arguments) - set(parameters))
+    if unknown:
+        own = AcceleratedVLM.__init__.__code__
+        known = [name for name in own.co_varnames[1 : own.co_argcount] if name != "max_batch_size"]
+        raise UnknownArgumentError(
+            f"{entry.name} does not take {', '.join(unknown)}; it takes {', '.join(known + parameters)}"
+        )
+    return None if method_class is None else method_class(**arguments)
+
+
+def _unsupported(model: str, kind: str, requests: Sequence[Instance]) -> str:
+    tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
+    return f"{model} answers generate_until requests only; {tasks} sends {kind}. Choose a generative variant of the task"
+
+
+def _log_throughput(counts: Sequence[Measurements], rank: int) -> None:
+    seconds = sum((c.prefill_ms or 0.0) + (c.decode_ms or 0.0) for c in counts) / 1e3
+    tokens = sum(c.output_tokens or 0 for c in counts)
+    log_metrics(
+        total_elapsed_time=seconds,
+        total_gen_tokens=tokens,
+        avg_speed=tokens / seconds if seconds else 0.0,
+        additional_metrics={"rank": rank, "total_requests": len(counts)},
+    )

@@ -1,0 +1,11 @@
+"""Settings that hold for every test: no network, one thread per process, warnings of third parties quiet."""
+
+from __future__ import annotations
+
+import os
+
+# Set before transformers and datasets are imported: a test that would need the hub has to fail, not to wait.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
