@@ -1,0 +1,6 @@
+"""Training-free visual token reduction: one method, one file."""
+
+from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session, TokenReducer
+from lmms_eval_stability.model_wrappers.token_reduction.fastv import FastV
+
+__all__ = ["FastV", "RowTokens", "Session", "TokenReducer"]

@@ -1,0 +1,114 @@
+"""Tiny models of the four families, built once per test run, and a short way to make inputs for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lmms_eval_stability.model_wrappers.families import Family, family_for
+from tests.tiny_models import KINDS, build_tiny, picture
+
+torch.set_num_threads(1)
+
+QUESTION = "What color is the car on the left?"
+
+#: A question and the (width, height) of its pictures.
+Spec = tuple[str, Sequence[tuple[int, int]]]
+
+
+@dataclass
+class Tiny:
+    """A loaded tiny model."""
+
+    kind: str
+    model: Any
+    processor: Any
+    family: Family
+
+    def inputs(self, *specs: Spec) -> dict[str, Any]:
+        """Encode one row per spec, padded on the left."""
+        texts, images = [], []
+        for question, sizes in specs:
+            content: list[dict[str, str]] = [{"type": "image"} for _ in sizes]
+            content.append({"type": "text", "text": question})
+            texts.append(
+                self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+            )
+            images += [picture(sum(map(ord, question)) + n, *size) for n, size in enumerate(sizes)]
+        return dict(
+            self.processor(images=images or None, text=texts, padding=True, padding_side="left", return_tensors="pt")
+        )
+
+    def one(self, width: int = 84, height: int = 56) -> dict[str, Any]:
+        """Encode one prompt with one picture."""
+        return self.inputs((QUESTION, [(width, height)]))
+
+    def visual(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return which columns are visual tokens, (B, L) bool."""
+        return torch.isin(inputs["input_ids"], torch.tensor(self.family.placeholder_ids(self.model.config)))
+
+    @torch.no_grad()
+    def logits(self, inputs: dict[str, Any], **kwargs: Any) -> torch.Tensor:
+        """Run a plain forward pass: (B, L, vocabulary)."""
+        return self.model(**inputs, **kwargs).logits
+
+    def generate_raw(self, inputs: dict[str, Any], new: int = 6, **kwargs: Any) -> Any:
+        """Return ``generate``'s full output for ``new`` greedy tokens: sequences, logits per step, cache.
+
+        Answers are not cut at end-of-sequence tokens, and hold no image placeholders: without a KV cache transformers
+        itself takes those for images that are missing.
+        """
+        options = {
+            "do_sample": False,
+            "max_new_tokens": new,
+            "min_new_tokens": new,
+            "suppress_tokens": list(self.family.placeholder_ids(self.model.config)),
+            "return_dict_in_generate": True,
+            "output_logits": True,
+        }
+        return self.model.generate(**inputs, **{**options, **kwargs})
+
+    def generate(self, inputs: dict[str, Any], new: int = 6, **kwargs: Any) -> torch.Tensor:
+        """Return the ``new`` tokens of ``generate_raw``: (B, new)."""
+        return self.generate_raw(inputs, new, **kwargs).sequences[:, inputs["input_ids"].shape[1] :]
+
+    @property
+    def layers(self) -> Any:
+        """The decoder layers."""
+        return self.family.decoder(self.model).layers
+
+
+@pytest.fixture(scope="session")
+def _loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tiny]:
+    return {}
+
+
+@pytest.fixture(scope="session")
+def load(_loaded: dict[str, Tiny], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a function from a kind to its model; the model is shared by all tests."""
+
+    def get(kind: str) -> Tiny:
+        if kind not in _loaded:
+            folder = build_tiny(kind, tmp_path_factory.mktemp(kind))
+            model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+            _loaded[kind] = Tiny(kind, model, AutoProcessor.from_pretrained(folder), family_for(model.config))
+        return _loaded[kind]
+
+    return get
+
+
+@pytest.fixture(params=KINDS)
+def tiny(request: pytest.FixtureRequest, load: Any) -> Tiny:
+    """Each family in turn, with sdpa attention."""
+    return load(request.param)
+
+
+@pytest.fixture
+def llava(load: Any) -> Tiny:
+    """LLaVA-1.5, for what does not depend on the family."""
+    return load("llava")

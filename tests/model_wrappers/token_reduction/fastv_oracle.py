@@ -1,0 +1,74 @@
+"""FastV written down plainly, sharing nothing with the package: a loop over decoder layers, attention by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Oracle:
+    """Result for one prompt."""
+
+    logits: Tensor  # (L', vocabulary) at the tokens that reach the last layer
+    columns: Tensor  # (L',) their columns
+    scores: Tensor  # (N,) of the visual tokens
+
+
+def _rotate(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = values.chunk(2, dim=-1)
+    return values * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _attend(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Causal self-attention of one layer on (L, d): its output, and the weights (H, L, L)."""
+    attention, size = layer.self_attn, layer.self_attn.head_dim
+    query, key, value = (
+        projection(hidden).view(len(hidden), -1, size).transpose(0, 1)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+    groups = len(query) // len(key)
+    key, value = key.repeat_interleave(groups, dim=0), value.repeat_interleave(groups, dim=0)
+    logits = query @ key.transpose(1, 2) / size**0.5
+    future = torch.ones(len(hidden), len(hidden), dtype=torch.bool).triu(1)
+    weights = logits.masked_fill(future, float("-inf")).softmax(dim=-1)
+    return attention.o_proj((weights @ value).transpose(0, 1).reshape(len(hidden), -1)), weights
+
+
+@torch.no_grad()
+def run(tiny: Any, inputs: dict[str, Any], k: int, keep: int, query: int) -> Oracle:
+    """Answer one unpadded prompt; ``keep`` visual tokens stay, ranked by the attention of column ``query``.
+
+    Embeddings and positions are recorded from the untouched model, everything after that is computed here.
+    """
+    decoder = tiny.family.decoder(tiny.model)
+    seen: dict[str, Any] = {}
+    handles = [
+        decoder.register_forward_pre_hook(lambda _m, _a, kw: seen.update(hidden=kw["inputs_embeds"]), with_kwargs=True),
+        decoder.rotary_emb.register_forward_hook(lambda _m, _a, out: seen.update(rotary=out)),
+    ]
+    try:
+        tiny.model(**inputs, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    hidden, (cos, sin) = seen["hidden"][0], (part[0] for part in seen["rotary"])
+    columns = torch.arange(len(hidden))
+    visual = tiny.visual(inputs)[0].nonzero().squeeze(1)
+    visual = visual[visual < query]
+    scores = weights = torch.empty(0)
+    for index, layer in enumerate(decoder.layers):
+        if index == k:
+            scores = weights[:, query, visual].mean(dim=0)
+            winners = set(visual[scores.topk(keep).indices].tolist())
+            losers = set(visual.tolist()) - winners
+            columns = torch.tensor([column for column in columns.tolist() if column not in losers])
+            hidden, cos, sin = hidden[columns], cos[columns], sin[columns]
+        output, weights = _attend(layer, layer.input_layernorm(hidden), cos, sin)
+        hidden = hidden + output
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return Oracle(tiny.model.lm_head(decoder.norm(hidden)), columns, scores)
