@@ -83,8 +83,11 @@ def confounders(
     """
     before, after = _settings(baseline, facts[0], tasks), _settings(run, facts[1], tasks)
     # a fact that only our own models log says nothing about a run of another model
-    logged = {name for name in before.keys() ^ after.keys() if name.startswith("run.")}
-    names = [name for name in {**before, **after} if name not in logged and before.get(name) != after.get(name)]
+    one_sided = {name for name in before.keys() ^ after.keys() if name.startswith("run.")}
+    # what the run really did is a better witness than what was asked for
+    asked = {name for name in {**before, **after} if f"run.{name}" in before.keys() & after.keys()}
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    names = [name for name in names if name not in one_sided | asked]
     return tuple(
         Confounder(name.removeprefix("run."), before.get(name, "not stated"), after.get(name, "not stated"))
         for name in names

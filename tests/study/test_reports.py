@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from lmms_eval_stability import compare_runs
+from lmms_eval_stability.divergence import Rate
+from lmms_eval_stability.errors import OutputError
+from lmms_eval_stability.report.figure import save_figure
+from lmms_eval_stability.report.folder import ReportFolder
+from lmms_eval_stability.report.markdown import escape
+from lmms_eval_stability.report.values import p_value, percent, rate
+
+from .conftest import BASE, FASTV, WriteRun, sample, samples_file
+
+Compare = Callable[..., Result]
+FILES = {"summary.json", "divergence.csv", "divergence.md", "divergence.png", "divergence.svg", "pairs.csv"}
+
+
+def test_all_files_of_the_report(base: Path, fastv: Path, tmp_path: Path, run_compare: Compare) -> None:
+    out = tmp_path / "deep" / "report"
+    result = run_compare(base, fastv, "-o", out, "--format", "json")
+    assert {path.name for path in out.iterdir()} == FILES
+    assert (out / "summary.json").read_text(encoding="utf-8") == result.stdout
+    assert "written to" in result.stderr
+    with (out / "divergence.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    record = json.loads(result.stdout)["comparisons"][0]
+    assert list(row) == list(record)
+    assert float(row["dr_low"]) == record["dr_low"]
+    assert (out / "divergence.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (out / "divergence.svg").read_text()
+
+
+def test_pairs_by_hand(base: Path, fastv: Path, tmp_path: Path, run_compare: Compare) -> None:
+    run_compare(base, fastv, "-o", tmp_path / "report")
+    assert (tmp_path / "report" / "pairs.csv").read_text().splitlines() == [
+        "task,doc_id,run,target,prediction_baseline,prediction_run,score_baseline,score_run,"
+        "correct_baseline,correct_run,changed,flip",
+        'gqa,0,"llava_fastv (k=3, r=0.5)",t0,red,red,1.0,1.0,True,True,False,',
+        'gqa,1,"llava_fastv (k=3, r=0.5)",t1,blue,green,1.0,0.0,True,False,True,negative',
+        'gqa,2,"llava_fastv (k=3, r=0.5)",t2,two,2,0.0,1.0,False,True,True,positive',
+        'gqa,3,"llava_fastv (k=3, r=0.5)",t3,yes,yes,1.0,1.0,True,True,False,',
+        'gqa,4,"llava_fastv (k=3, r=0.5)",t4,no,maybe,0.0,0.0,False,False,True,',
+    ]
+
+
+def test_answers_with_commas_quotes_and_new_lines_survive(
+    write_run: WriteRun, tmp_path: Path, run_compare: Compare
+) -> None:
+    odd = 'a "b", c\nd | é'
+    rows = [sample(0, odd, 1.0)]
+    run_compare(
+        write_run("a", {"some_task": rows}), write_run("b", {"some_task": rows}, model="x"), "-o", tmp_path / "report"
+    )
+    with (tmp_path / "report" / "pairs.csv").open(encoding="utf-8", newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["prediction_run"] == 'a "b", c d | é'
+
+
+def test_refused_runs_leave_nothing_and_older_files_alone(
+    base: Path, fastv: Path, tmp_path: Path, run_compare: Compare
+) -> None:
+    out = tmp_path / "report"
+    run_compare(base, fastv, "-o", out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    samples_file(fastv).write_bytes(b"")
+    assert run_compare(base, fastv, "-o", out).exit_code == 2
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert run_compare(base, fastv, "-o", tmp_path / "new").exit_code == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_interrupt_while_writing_leaves_nothing(base: Path, fastv: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+
+    def interrupted() -> None:
+        with ReportFolder(out) as folder:
+            compare_runs(base, [fastv], on_pairs=folder.add_pairs)
+            assert any(out.iterdir())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not out.exists()
+
+
+def test_the_same_comparison_gives_the_same_files(
+    base: Path, fastv: Path, tmp_path: Path, run_compare: Compare
+) -> None:
+    for name in ("one", "two"):
+        run_compare(base, fastv, "-o", tmp_path / name)
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_output_that_cannot_be_written_is_named(base: Path, fastv: Path, tmp_path: Path, run_compare: Compare) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = run_compare(base, fastv, "-o", tmp_path / "file")
+    assert result.exit_code == 2
+    assert f"error: -o {tmp_path / 'file'}: cannot write there" in result.stderr
+    with pytest.raises(OutputError, match="cannot write there"), ReportFolder(tmp_path / "file" / "below"):
+        pass
+
+
+def test_labels_are_data_in_every_layout(base: Path, write_run: WriteRun, run_compare: Compare) -> None:
+    run = write_run("odd", {"gqa": FASTV}, model="[red]x[/red]|<b>", args="pretrained=demo,note=$a_b$")
+    assert run_compare(base, run).stdout.startswith("[red]x[/red]|<b> (note=$a_b$) against")
+    markdown = run_compare(base, run, "--format", "markdown").stdout
+    assert r"\[red\]x\[/red\]\|\<b\>" in markdown
+
+
+def test_nothing_is_cut_off_in_a_pipe(base: Path, write_run: WriteRun, run_compare: Compare) -> None:
+    task = "a_task_with_a_very_long_name_" * 6
+    out = run_compare(
+        write_run("a", {task: BASE}), write_run("b", {task: FASTV}, model="m" * 200, config={"model": "m" * 200})
+    ).stdout
+    assert task in out
+    assert "m" * 200 in out
+    assert "…" not in out
+
+
+def test_figure_with_native_scores_only_says_what_is_missing(write_run: WriteRun, tmp_path: Path) -> None:
+    rows = [sample(i, "a", 80.0) for i in range(3)]
+    comparison = compare_runs(write_run("a", {"mme": rows}), [write_run("b", {"mme": rows}, model="x")])
+    save_figure(comparison, tmp_path / "f.svg", "svg")
+    assert (tmp_path / "f.svg").stat().st_size > 1000
+    assert any("scores are not within 0 to 1" in warning for warning in comparison.runs[0].warnings)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.126, "12.6"), (0.0, "0.0"), (-0.0001, "0.0"), (-0.004, "-0.4"), (float("nan"), "–"), (1, "100.0")],
+)
+def test_percent(value: float, text: str) -> None:
+    assert percent(value, 1) == text
+
+
+def test_rates_and_p_values() -> None:
+    assert rate(Rate(0.126, 0.1, 0.158), 1) == "12.6 [10.0, 15.8]"
+    assert rate(Rate(0.126, float("nan"), float("nan")), 2) == "12.60"
+    assert [p_value(p) for p in (0.3712, 1.0, 1.234e-7, float("nan"))] == ["0.37", "1", "1.2e-07", "–"]
+
+
+def test_markdown_escape() -> None:
+    assert escape("a|b\n<i>_x_ `y`") == r"a\|b \<i\>\_x\_ \`y\`"
