@@ -101,7 +101,7 @@ def _settings(run: Run, facts: Mapping[str, Any], tasks: tuple[str, ...]) -> dic
     settings = {f"run.{name}": value for name, value in _leaves(own).items()}
     settings |= {name: str(run.config.get(name)) for name in _CONFIG if name in run.config}
     settings |= {name: value for name, value in run.model_args.items() if name in SETTINGS}
-    settings["lmms-eval"] = run.lmms_eval_version or "not stated"
+    settings["versions.lmms-eval"] = run.lmms_eval_version or "not stated"
     settings["backend"] = _backend(str(run.config.get("model_backend") or "not stated"))
     for task in tasks:
         settings |= _leaves(dict(run.task(task).settings), f"{task} ")
@@ -128,20 +128,30 @@ def _backend(backend: str) -> str:
 def labels(runs: list[Run]) -> list[str]:
     """A name for each run: the model with the arguments not shared by all runs, and more where that is not unique.
 
+    Arguments are those of the method, defaults included where the model logs them, and those given to the model.
+
     Circumstances such as the batch size are confounders, not names. Equal labels get the folder's name, then the
     run's timestamp.
     """
-    common = set.intersection(*(set(run.model_args.items()) for run in runs)) if runs else set()
+    arguments = [_arguments(run) for run in runs]
+    common = set.intersection(*(set(args.items()) for args in arguments))
     found = []
-    for run in runs:
-        args = [f"{k}={v}" for k, v in run.model_args.items() if (k, v) not in common and k not in SETTINGS]
-        found.append((run.model or run.folder.name) + (f" ({', '.join(args)})" if args else ""))
+    for run, args in zip(runs, arguments, strict=True):
+        own = [f"{name}={value}" for name, value in args.items() if (name, value) not in common]
+        found.append((run.model or run.folder.name) + (f" ({', '.join(own)})" if own else ""))
     for more in (_folder, lambda run: run.run_id, lambda run: run.name):
         found = [
             f"{label} [{more(run)}]" if found.count(label) > 1 else label
             for label, run in zip(found, runs, strict=True)
         ]
     return found
+
+
+def _arguments(run: Run) -> dict[str, str]:
+    """Arguments that say which model was run: method arguments first, then the others, without mere settings."""
+    method = run.facts.get("method_args")
+    effective = {name: str(value) for name, value in method.items()} if isinstance(method, Mapping) else {}
+    return effective | {k: v for k, v in run.model_args.items() if k not in SETTINGS and k not in effective}
 
 
 def _folder(run: Run) -> str:

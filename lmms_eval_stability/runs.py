@@ -50,11 +50,12 @@ class Run:
         folder: the folder that holds the files.
         run_id: the timestamp in the file names.
         sample_files: samples file of each task.
-        results_file: the results JSON; None when it is missing, and then everything below is empty.
+        results_file: the results JSON; None when it is missing, and then all below but `facts` is empty.
         model: name given to `--model`. `model_args`: its arguments as text, in their order.
         config: the `config` section of the results JSON (batch_size, limit, gen_kwargs, seeds, ...).
         lmms_eval_version, date: as the results JSON has them.
-        facts: what the model wrote about the run (versions, dtype, kernel, device) in the results JSON.
+        facts: what the model wrote about the run (method, versions, dtype, kernel, device) in the results JSON or
+            beside its first answer.
         tasks: per task, what the results JSON says.
         other_run_ids: further runs in the same folder, which were not chosen.
     """
@@ -122,6 +123,7 @@ def load_run(path: str | Path) -> Run:
     results = home / f"{run_id}_results.json"
     others = tuple(other for other in run_ids if other != run_id)
     known = _describe(results) if results.is_file() else {}
+    known["facts"] = known.get("facts") or _first_facts(samples.values())
     return Run(name=name, folder=home, run_id=run_id, sample_files=samples, other_run_ids=others, **known)
 
 
@@ -179,6 +181,20 @@ def _describe(path: Path) -> dict[str, Any]:
         "facts": facts,
         "tasks": tasks,
     }
+
+
+def _first_facts(sample_files: Iterable[Path]) -> dict[str, Any]:
+    """What the model wrote about the run beside its first answer; empty when it wrote nothing there."""
+    for path in sample_files:
+        try:
+            with path.open("rb") as stream:
+                row = orjson.loads(stream.readline().removeprefix(b"\xef\xbb\xbf"))
+            facts = row["token_counts"][0]["run"]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # whatever is wrong with this line is found, and named, when the file is read
+        if isinstance(facts, dict):
+            return facts
+    return {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def test_confounders_and_other_runs_are_printed(base: Path, write_run: WriteRun,
 
 def test_facts_of_the_log_are_confounders(write_run: WriteRun, run_compare: Compare) -> None:
     def rows(dtype: str, k: int) -> list[dict[str, object]]:
-        facts = {"dtype": dtype, "versions": {"torch": "2.6"}, "method": {"k": k}}
+        facts = {"dtype": dtype, "versions": {"torch": "2.6"}, "method": "m", "method_args": {"k": k}}
         return [sample(i, "a", 1.0, token_counts=[{"input_fingerprint": f"{i:x}", "run": facts}]) for i in range(3)]
 
     base = write_run("base", {"gqa": rows("float32", 0)})

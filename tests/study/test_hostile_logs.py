@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from .conftest import BASE, FASTV, STAMP, WriteRun, sample, samples_file
 
@@ -221,6 +223,33 @@ def test_different_metrics_are_refused(base: Path, write_run: WriteRun, run_comp
     rows = [{**{k: v for k, v in row.items() if k != "exact_match"}, "anls": 1.0} for row in FASTV]
     run = write_run("anls", {"gqa": rows}, model="x")
     refused(run_compare(base, run), "logs exact_match", "logs anls", "--metric")
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 10_000), st.sampled_from(["flip", "cut", "insert"]), st.integers(0, 255)), max_size=4
+    )
+)
+def test_a_damaged_log_is_an_error_or_all_pairs_are_there(
+    base: Path, fastv: Path, run_compare: Compare, damages: list[tuple[int, str, int]]
+) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in FASTV).encode()
+    data = bytearray(lines)
+    for where, how, byte in damages:
+        at = where % max(1, len(data))
+        if how == "flip":
+            data[at : at + 1] = bytes([byte])
+        elif how == "cut":
+            del data[at : at + 1 + byte]
+        else:
+            data[at:at] = bytes([byte])
+    samples_file(fastv).write_bytes(bytes(data))
+    result = run_compare(base, fastv, "--format", "json")
+    if result.exit_code == 0:
+        assert json.loads(result.stdout)["comparisons"][0]["n"] == 5
+    else:
+        refused(result)
 
 
 def test_a_real_process_prints_the_error_and_ends_with_2(base: Path, fastv: Path) -> None:

@@ -114,6 +114,15 @@ def test_labels_name_what_differs(write_run: WriteRun) -> None:
     assert labels([load_run(p) for p in paths]) == ["llava_baseline", "llava_fastv (k=3)", "llava_fastv (k=9)"]
 
 
+def test_labels_show_default_arguments_of_a_method_that_logs_them(write_run: WriteRun) -> None:
+    facts = {"method": "fastv", "method_args": {"k": 3, "r": 0.5}}
+    rows = [{**BASE[0], "token_counts": [{"run": facts}]}, *BASE[1:]]
+    base = load_run(write_run("base", {"gqa": BASE}))
+    fastv = load_run(write_run("fastv", {"gqa": rows}, model="llava_fastv", args="pretrained=demo,r=0.5"))
+    assert fastv.facts == facts
+    assert labels([base, fastv]) == ["llava_baseline", "llava_fastv (k=3, r=0.5)"]
+
+
 def test_equal_labels_get_the_folder_then_the_timestamp(write_run: WriteRun) -> None:
     a, b = write_run("one", {"gqa": BASE}), write_run("two", {"gqa": BASE})
     assert labels([load_run(a), load_run(b)]) == ["llava_baseline [one]", "llava_baseline [two]"]
@@ -133,7 +142,7 @@ def test_confounders_are_all_settings_that_differ(write_run: WriteRun) -> None:
         "batch_size": ("1", "8"),
         "limit": ("None", "50"),
         "dtype": ("float32", "float16"),
-        "lmms-eval": ("0.7.3", "0.7.4"),
+        "versions.lmms-eval": ("0.7.3", "0.7.4"),
     }
 
 
