@@ -35,7 +35,7 @@ def patch_generate(model: Any, session: Session, stack: ExitStack) -> None:
 
     @functools.wraps(original)
     def generate(inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
-        _refuse_options(generation_config or model.generation_config, kwargs)
+        _refuse_options(kwargs, generation_config, model.generation_config)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
         if input_ids is None:
             raise UnsupportedCallError("token reduction needs input_ids to find the visual tokens, not inputs_embeds")
@@ -53,11 +53,17 @@ def patch_generate(model: Any, session: Session, stack: ExitStack) -> None:
     stack.callback(restore)
 
 
-def _refuse_options(config: Any, kwargs: dict[str, Any]) -> None:
+def _refuse_options(kwargs: dict[str, Any], *configs: Any) -> None:
+    """Refuse by the value that ``generate`` will use: an argument, else the given config's, else the model's."""
+
+    def value(option: str) -> Any:
+        values = (kwargs.get(option), *(getattr(config, option, None) for config in configs))
+        return next((value for value in values if value is not None), None)
+
     for option, words in _REFUSED.items():
-        if kwargs.get(option, getattr(config, option, None)) not in (None, False):
+        if value(option) not in (None, False):
             raise UnsupportedCallError(f"token reduction does not support {words} ({option})")
-    cache = kwargs.get("cache_implementation", getattr(config, "cache_implementation", None))
+    cache = value("cache_implementation")
     if cache not in _CACHES:
         raise UnsupportedCallError(f"token reduction supports the dynamic KV cache only, not {cache!r}")
 

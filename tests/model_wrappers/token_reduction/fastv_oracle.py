@@ -15,12 +15,21 @@ class Oracle:
 
     logits: Tensor  # (L', vocabulary) at the tokens that reach the last layer
     columns: Tensor  # (L',) their columns
-    scores: Tensor  # (N,) of the visual tokens
+    scores: Tensor  # (N,) of the visual tokens that entered the last stage
 
 
 def _rotate(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = values.chunk(2, dim=-1)
     return values * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _merge_axes(values: Tensor, config: Any) -> Tensor:
+    """Return cos or sin of the one row, (L, d); older transformers leave Qwen's axes (3, 1, L, d) to the layers."""
+    if values.dim() == 3:
+        return values[0]
+    sections = config.rope_parameters["mrope_section"] * 2
+    parts = values[:, 0].split(sections, dim=-1)
+    return torch.cat([part[index % 3] for index, part in enumerate(parts)], dim=-1)
 
 
 def _attend(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,10 +49,11 @@ def _attend(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tenso
 
 
 @torch.no_grad()
-def run(tiny: Any, inputs: dict[str, Any], k: int, keep: int, query: int) -> Oracle:
-    """Answer one unpadded prompt; ``keep`` visual tokens stay, ranked by the attention of column ``query``.
+def run(tiny: Any, inputs: dict[str, Any], stages: dict[int, int], query: int) -> Oracle:
+    """Answer one unpadded prompt, with tokens ranked by the attention of column ``query``.
 
-    Embeddings and positions are recorded from the untouched model, everything after that is computed here.
+    ``stages`` maps a layer to the number of visual tokens that stay before it, ranked in the layer before. Embeddings
+    and positions are recorded from the untouched model, everything after that is computed here.
     """
     decoder = tiny.family.decoder(tiny.model)
     seen: dict[str, Any] = {}
@@ -56,18 +66,20 @@ def run(tiny: Any, inputs: dict[str, Any], k: int, keep: int, query: int) -> Ora
     finally:
         for handle in handles:
             handle.remove()
-    hidden, (cos, sin) = seen["hidden"][0], (part[0] for part in seen["rotary"])
+    hidden, (cos, sin) = seen["hidden"][0], (_merge_axes(part, decoder.config) for part in seen["rotary"])
     columns = torch.arange(len(hidden))
     visual = tiny.visual(inputs)[0].nonzero().squeeze(1)
     visual = visual[visual < query]
     scores = weights = torch.empty(0)
     for index, layer in enumerate(decoder.layers):
-        if index == k:
-            scores = weights[:, query, visual].mean(dim=0)
-            winners = set(visual[scores.topk(keep).indices].tolist())
-            losers = set(visual.tolist()) - winners
-            columns = torch.tensor([column for column in columns.tolist() if column not in losers])
-            hidden, cos, sin = hidden[columns], cos[columns], sin[columns]
+        if index in stages:
+            places = [columns.tolist().index(column) for column in visual.tolist()]
+            scores = weights[:, columns.tolist().index(query), places].mean(dim=0)
+            winners = sorted(visual[scores.topk(stages[index]).indices].tolist())
+            losers = set(visual.tolist()) - set(winners)
+            stay = [place for place, column in enumerate(columns.tolist()) if column not in losers]
+            hidden, cos, sin, columns = hidden[stay], cos[stay], sin[stay], columns[stay]
+            visual = torch.tensor(winners)
         output, weights = _attend(layer, layer.input_layernorm(hidden), cos, sin)
         hidden = hidden + output
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from lmms_eval_stability.model_wrappers.token_reduction import FastV
 from lmms_eval_stability.model_wrappers.token_reduction.errors import (
@@ -44,14 +44,15 @@ def test_nothing_is_left_behind(tiny: Tiny):
     assert torch.equal(tiny.logits(inputs), logits)
 
 
+def fail(*_args: Any, **_kwargs: Any) -> None:
+    raise RuntimeError("boom")
+
+
 @pytest.mark.parametrize("where", ["block", "tapped", "between", "after"])
 def test_nothing_is_left_behind_by_an_exception(llava: Tiny, where: str, monkeypatch: pytest.MonkeyPatch):
     inputs = llava.one()
     logits = llava.logits(inputs)
     before = traces(llava)
-
-    def fail(*_args: Any, **_kwargs: Any) -> None:
-        raise RuntimeError("boom")
 
     class Broken(FastV):
         score = fail if where == "between" else FastV.score
@@ -80,8 +81,8 @@ def test_a_failed_pass_does_not_spoil_the_next(llava: Tiny, monkeypatch: pytest.
         good = llava.logits(inputs)
         for part in (llava.layers[2].self_attn.q_proj, llava.layers[5].mlp):
             with monkeypatch.context() as patch:
-                patch.setattr(part, "forward", None)
-                with pytest.raises(TypeError):
+                patch.setattr(part, "forward", fail)
+                with pytest.raises(RuntimeError, match="boom"):
                     llava.logits(inputs)
             assert torch.equal(llava.logits(text), plain)
             assert torch.equal(llava.logits(inputs), good)
@@ -187,6 +188,8 @@ def test_generation_modes_that_would_be_wrong_are_refused(llava: Tiny, options: 
     with FastV().attach(llava.model, llava.family):
         with pytest.raises(UnsupportedCallError, match=match):
             llava.generate(llava.one(), **options)
+        with pytest.raises(UnsupportedCallError, match=match):
+            llava.generate(llava.one(), generation_config=GenerationConfig(**options))
         with pytest.raises(UnsupportedCallError, match="assisted decoding"):
             llava.generate(llava.one(), assistant_model=llava.model)
 

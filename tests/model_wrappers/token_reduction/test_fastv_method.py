@@ -11,13 +11,14 @@ import torch
 
 from lmms_eval_stability.model_wrappers.token_reduction.errors import InvalidParameterError
 from lmms_eval_stability.model_wrappers.token_reduction.fastv import FastV
+from lmms_eval_stability.model_wrappers.token_reduction.sequence import Kept, take
 
 GOLDEN = Path(os.environ.get("LMMS_EVAL_STABILITY_GOLDEN", Path(__file__).parents[2] / "golden"))
 VECTORS = sorted((GOLDEN / "token_reduction").glob("fastv_*.npz"))
 
 
-def test_the_official_vectors_are_there():
-    assert {path.stem for path in VECTORS} >= {"fastv_keepall", "fastv_llava576", "fastv_rounding35", "fastv_small"}
+def test_there_are_official_vectors():
+    assert len(VECTORS) >= 4
 
 
 @pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
@@ -25,14 +26,19 @@ def test_official_vectors(path: Path):
     case = np.load(path)
     start, length = int(case["image_start"]), int(case["image_length"])
     rows = torch.from_numpy(case["attn_last_row"]).float()[0]  # (H, L)
+    total = rows.shape[1]
     method = FastV(k=3, r=float(case["r"]))
 
     keep = method.keep_count(0, length, length)
     assert keep == int(case["num_keep"])
-    kept = method.select(method.score(rows[:, None, start : start + length]), keep)
-    total = rows.shape[1]
-    indices = torch.cat([torch.arange(start), kept + start, torch.arange(start + length, total)])
-    np.testing.assert_array_equal(indices.numpy(), case["keep_indices"].reshape(-1))
+    stays = method.select(method.score(rows[:, None, start : start + length]), keep) + start
+    dropped = torch.zeros(1, total, dtype=torch.bool)
+    dropped[:, start : start + length] = True
+    dropped[:, stays] = False
+    kept, slots = Kept.everything(1, total, None, dropped.device).without(dropped)
+    assert kept.columns[0].tolist() == case["keep_indices"].tolist() == case["position_ids"][0].tolist()
+    hidden = take(torch.from_numpy(case["hidden_states"]), slots)
+    np.testing.assert_allclose(hidden.numpy(), case["hidden_out"], atol=1e-5)
 
 
 @pytest.mark.parametrize(
