@@ -199,17 +199,19 @@ class _Comparer:
         if not compared:
             return
         base = self._read(self.base, task, pool)
+        short = _short_log(self.base, base)
         floor = None
         if self.rerun is not None and self._has_task(task, self.rerun):
             floor = self._pair(base, self._read(self.rerun, task, pool), self.rerun)
         for i, run in compared:
-            pairs = self._pair(base, self._read(run, task, pool), run)
+            table = self._read(run, task, pool)
+            pairs = self._pair(base, table, run)
             if pairs is None:
                 continue
             native = _native(self.base, run, pairs)
             row = diverge(pairs, self.base_label, self.labels[i], self.choices.correct_at, native)
             self.rows[i].append(row if floor is None else with_rerun(row, floor))
-            self.warnings[i] += _doubts(row, pairs, self.base, run)
+            self.warnings[i] += [*short, *_short_log(run, table), *_doubts(row, pairs, self.base, run)]
             if self.on_pairs is not None:
                 self.on_pairs(self.labels[i], pairs)
 
@@ -274,6 +276,17 @@ def _native(base: Run, run: Run, pairs: PairedSamples) -> tuple[float, float] | 
     """lmms-eval's own scores of both runs, when it reported both."""
     scores = [one.task(pairs.task).native.get(pairs.metric, math.nan) for one in (base, run)]
     return (scores[0], scores[1]) if all(math.isfinite(score) for score in scores) else None
+
+
+def _short_log(run: Run, table: SampleTable) -> list[str]:
+    """A warning when the log holds another number of documents than the run evaluated.
+
+    Two logs that lost the same lines pair without any gap: only lmms-eval's own count can tell.
+    """
+    evaluated, logged = run.task(table.task).n_samples, table.frame["doc_id"].nunique()
+    if evaluated in (None, logged):
+        return []
+    return [f"task {table.task}, {run.name}: lmms-eval evaluated {evaluated} documents, the log holds {logged}"]
 
 
 def _doubts(row: Divergence, pairs: PairedSamples, base: Run, run: Run) -> list[str]:

@@ -30,6 +30,7 @@ class TaskInfo:
         native: the benchmark's own score by metric name, on its own scale (the first filter's where there are several).
         filters: the filters whose scores were reported, normally ("none",).
         lower_is_better: metrics of which less is better.
+        n_samples: how many documents lmms-eval says it evaluated; None when not stated.
         settings: generation arguments and prompt arguments of the task, for the list of confounders.
     """
 
@@ -38,6 +39,7 @@ class TaskInfo:
     native: Mapping[str, float] = field(default_factory=dict)
     filters: tuple[str, ...] = ()
     lower_is_better: frozenset[str] = frozenset()
+    n_samples: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -235,12 +237,14 @@ def _task_info(results: Mapping[str, Any], task: str) -> TaskInfo:
             filters.setdefault(label)
     better = _section(_section(results, "higher_is_better"), task)
     version = _section(results, "versions").get(task)
+    evaluated = _section(_section(results, "n-samples"), task).get("effective")
     return TaskInfo(
         version="" if version is None else str(version),
         metrics=tuple(dict.fromkeys(names)),
         native=native,
         filters=tuple(filters),
         lower_is_better=frozenset(metric for metric, higher in better.items() if higher is False),
+        n_samples=evaluated if isinstance(evaluated, int) else None,
         settings={key: config[key] for key in ("generation_kwargs", "lmms_eval_specific_kwargs") if key in config},
     )
 

@@ -49,17 +49,24 @@ def save_figure(comparison: Comparison, path: Path, kind: str) -> None:
 
 
 def _draw(axes: Axes, rows: list[Divergence]) -> None:
+    from matplotlib.transforms import ScaledTranslation
+
     drops = [100 * row.drop for row in rows]
     for drop, row in zip(drops, rows, strict=True):
         axes.plot([drop, drop], [100 * row.ndr.value, 100 * row.dr.value], color="0.8", linewidth=1, zorder=1)
-    for name, (label, colour, marker) in _SERIES.items():
+    for (name, (label, colour, marker)), side in zip(_SERIES.items(), (-1, 1), strict=True):
         rates: list[Rate] = [getattr(row, name) for row in rows]
         values = [100 * rate.value for rate in rates]
         lows = [100 * max(0.0, rate.value - rate.low) for rate in rates]
         highs = [100 * max(0.0, rate.high - rate.value) for rate in rates]
-        axes.errorbar(drops, values, yerr=[lows, highs], fmt=marker, color=colour, label=label, capsize=2, zorder=2)
+        # both rates of a task share one drop: a few points of print apart, the intervals do not cover each other
+        shift = ScaledTranslation(side * 2 / 72, 0, axes.figure.dpi_scale_trans)
+        axes.errorbar(
+            drops, values, yerr=[lows, highs], fmt=marker, color=colour, label=label, capsize=2, elinewidth=1,
+            transform=axes.transData + shift,
+        )  # fmt: skip
     top = max([100 * row.dr.high for row in rows], default=1.0) * 1.05
-    # the score can only drop by what was lost: NDR lies on or above this line
+    # the score can only drop by what was lost: on scores of 0 and 1, NDR lies on or above this line
     axes.plot([0, top], [0, top], color="0.5", linestyle=":", linewidth=1, label="score drop")
     axes.set_xlabel("score drop (points)")
     axes.set_ylabel("share of samples (%)")
@@ -73,18 +80,26 @@ def _draw(axes: Axes, rows: list[Divergence]) -> None:
 
 
 def _name(axes: Axes, rows: list[Divergence], several_runs: bool) -> None:
-    """Name the points, as long as there are few enough to read."""
+    """Name the points, as long as there are few enough to read. Names that would cover each other are stacked."""
     if len(rows) > _NAMED:
         return
     several_tasks = len({row.task for row in rows}) > 1
-    for row in rows:
-        parts = [row.task] * (several_tasks or not several_runs) + [row.run] * several_runs
+    (left, right), (_, top) = axes.get_xlim(), axes.get_ylim()
+    taken: list[tuple[float, float]] = []  # places of names so far, as shares of the axes
+    for row in sorted(rows, key=lambda row: row.dr.value):
+        x, y = (100 * row.drop - left) / (right - left), 100 * row.dr.value / top
+        while any(abs(x - x0) < 0.3 and abs(y - y0) < 0.055 for x0, y0 in taken):
+            y += 0.01
+        taken.append((x, y))
+        inward = x > 0.6
         axes.annotate(
-            "\n".join(parts),
-            (100 * row.drop, 100 * row.dr.value),
-            xytext=(6, 0),
+            " · ".join([row.task] * (several_tasks or not several_runs) + [row.run] * several_runs),
+            (x, y),
+            xycoords="axes fraction",
+            xytext=(-7 if inward else 7, 0),
             textcoords="offset points",
-            fontsize=8,
+            ha="right" if inward else "left",
             va="center",
+            fontsize=8,
             parse_math=False,
         )

@@ -50,7 +50,7 @@ class ReportFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._pairs = self._temporary("pairs.csv").open("w", encoding="utf-8", newline="")
         except OSError as error:
-            raise OutputError(f"-o {self.path}: cannot write there: {error.strerror}") from error
+            raise self._failure(error) from error
         self._writer = csv.writer(self._pairs, lineterminator="\n")
         self._writer.writerow(PAIR_COLUMNS)
         return self
@@ -62,7 +62,10 @@ class ReportFolder:
         for start in range(0, len(frame), 20_000):
             chunk = frame.iloc[start : start + 20_000]
             columns = [chunk[name].tolist() for name in PAIR_COLUMNS]
-            self._writer.writerows(zip(*columns, strict=True))
+            try:
+                self._writer.writerows(zip(*columns, strict=True))
+            except OSError as error:
+                raise self._failure(error) from error
 
     def finish(self, comparison: Comparison) -> list[Path]:
         """Write the other files and put all of them in place. Returns their paths."""
@@ -82,8 +85,11 @@ class ReportFolder:
                 temporary.replace(target)
                 del self._pending[target]
         except OSError as error:
-            raise OutputError(f"-o {self.path}: cannot write: {error.strerror}") from error
+            raise self._failure(error) from error
         return written
+
+    def _failure(self, error: OSError) -> OutputError:
+        return OutputError(f"-o {self.path}: cannot write there: {error.strerror}")
 
     def _temporary(self, name: str) -> Path:
         temporary = self.path / f".{name}.{os.getpid()}.tmp"

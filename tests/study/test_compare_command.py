@@ -140,6 +140,16 @@ def test_a_native_score_that_is_not_the_mean_is_a_warning(base: Path, fastv: Pat
     assert "the results JSON says exact_match 0.5, the samples average 0.6" in result.stdout
 
 
+def test_logs_that_lost_the_same_documents_are_a_warning(write_run: WriteRun, run_compare: Compare) -> None:
+    counts = {"n-samples": {"gqa": {"original": 12578, "effective": 5}}}
+    base = write_run("base", {"gqa": BASE[:4]}, **counts)
+    run = write_run("run", {"gqa": FASTV[:4]}, model="fastv", **counts)
+    out = run_compare(base, run).stdout
+    assert out.count("lmms-eval evaluated 5 documents, the log holds 4") == 2
+    whole = run_compare(write_run("b", {"gqa": BASE}, **counts), write_run("r", {"gqa": FASTV}, model="f", **counts))
+    assert "evaluated" not in whole.stdout
+
+
 def test_several_runs_and_every_format(base: Path, fastv: Path, write_run: WriteRun, run_compare: Compare) -> None:
     other = write_run("int8", {"gqa": BASE}, model="llava_int8")
     rows = list(csv.DictReader(io.StringIO(run_compare(base, fastv, other, "--format", "csv").stdout)))
