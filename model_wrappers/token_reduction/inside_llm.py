@@ -221,7 +221,8 @@ class _Engine:
         visual &= torch.arange(input_ids.shape[1], device=input_ids.device) < query[:, None]
         if real is not None:
             visual &= real
-        start = Kept.everything(*input_ids.shape, real, input_ids.device)
+        batch, length = input_ids.shape
+        start = Kept.everything(batch, length, real, input_ids.device)
         self._prefill = _Prefill(start, query, visual, [[count] for count in visual.sum(dim=1).tolist()])
 
     def _begin_continuation(self, input_ids: Tensor, mask: Tensor | None, cache: Any) -> None:
@@ -338,8 +339,6 @@ class _Engine:
         self._session.record([RowTokens(layers, tuple(row)) for row in prefill.counts])
         if not prefill.kept:
             return None
-        if isinstance(output, tuple):
-            return (prefill.now.restore_length(output[0]), *output[1:])
         output.last_hidden_state = prefill.now.restore_length(output.last_hidden_state)
         return output
 

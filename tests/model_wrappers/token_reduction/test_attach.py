@@ -89,13 +89,18 @@ def test_a_failed_pass_does_not_spoil_the_next(llava: Tiny, monkeypatch: pytest.
     assert session.prefills == 5  # failed ones do not count
 
 
-def test_the_language_model_on_its_own_is_left_alone(llava: Tiny):
+def test_the_language_model_on_its_own_is_left_alone(llava: Tiny, monkeypatch: pytest.MonkeyPatch):
     decoder = llava.family.decoder(llava.model)
     embeds = torch.randn(1, 9, decoder.config.hidden_size)
     with torch.no_grad():
         plain = decoder(inputs_embeds=embeds).last_hidden_state
         with FastV().attach(llava.model, llava.family):
             llava.logits(llava.one())
+            assert torch.equal(decoder(inputs_embeds=embeds).last_hidden_state, plain)
+            with monkeypatch.context() as patch:
+                patch.setattr(llava.layers[5].mlp, "forward", fail)
+                with pytest.raises(RuntimeError, match="boom"):
+                    llava.logits(llava.one())
             assert torch.equal(decoder(inputs_embeds=embeds).last_hidden_state, plain)
 
 
@@ -230,3 +235,14 @@ def test_bad_pins_are_refused(llava: Tiny):
             with pytest.raises(UnsupportedCallError, match=match), session.pin_query(columns):
                 llava.logits(inputs)
         assert not session.pinned
+
+
+def test_a_pin_serves_all_beams_of_its_row(llava: Tiny):
+    with FastV().attach(llava.model, llava.family) as session:
+        ids = torch.zeros(4, 9, dtype=torch.long)
+        assert session.query_columns(ids, None).tolist() == [8, 8, 8, 8]
+        with session.pin_query([3, 5]):
+            assert session.query_columns(ids, None).tolist() == [3, 3, 5, 5]
+            with session.pin_query(torch.tensor([2])):
+                assert session.query_columns(ids, None).tolist() == [2, 2, 2, 2]
+            assert session.query_columns(ids, None).tolist() == [3, 3, 5, 5]

@@ -272,3 +272,26 @@ def test_a_dispatched_model(llava: Tiny):
     with FastV().attach(model, llava.family) as session, torch.no_grad():
         assert torch.equal(model(**inputs).logits, expected)
     session.require_pruned(expect_images=True)
+
+
+def test_a_picture_after_the_query_stays_whole(tiny: Tiny):
+    inputs = tiny.inputs((QUESTION, [(84, 56), (56, 112)]))
+    visual = tiny.visual(inputs)[0]
+    columns = visual.nonzero().squeeze(1).tolist()
+    query = next(column for column in columns if not visual[column + 1]) + 1  # right behind the first picture
+    first = int(visual[:query].sum())
+    expected = oracle(tiny, inputs, {3: round(first * 0.5)}, query)
+    with FastV().attach(tiny.model, tiny.family) as session, session.pin_query([query]):
+        logits = tiny.logits(inputs)
+    assert session.rows[0].visual_tokens == (first, round(first * 0.5))
+    assert kept_columns(tiny, logits) == [expected.columns.tolist()]
+    assert set(columns[first:]) <= set(expected.columns.tolist())
+
+
+def test_outputs_as_tuples(tiny: Tiny):
+    inputs = tiny.one()
+    with FastV().attach(tiny.model, tiny.family), torch.no_grad():
+        expected = tiny.model(**inputs).logits
+        assert torch.equal(tiny.model(**inputs, return_dict=False)[0], expected)
+        hidden = tiny.family.backbone(tiny.model)(**inputs, return_dict=False)[0]
+    assert hidden.shape[:2] == inputs["input_ids"].shape
