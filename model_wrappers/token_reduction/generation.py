@@ -69,9 +69,7 @@ def _refuse_options(kwargs: dict[str, Any], *configs: Any) -> None:
 
 
 def _last_columns(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Return the column of the last token that is not padding, for each row: (B, L) -> (B,)."""
-    length = input_ids.shape[1]
-    if attention_mask is None:
-        # transformers pads on the left for generation, where the last column is always real.
-        return torch.full((len(input_ids),), length - 1, device=input_ids.device)
-    return length - 1 - attention_mask.bool().flip(1).int().argmax(dim=1)
+    """Return the column of each prompt's last token, which is the last one: (B, L) -> (B,)."""
+    if attention_mask is not None and not bool(attention_mask[:, -1].all()):
+        raise UnsupportedCallError("token reduction needs prompts padded on the left to generate")
+    return torch.full((len(input_ids),), input_ids.shape[1] - 1, device=input_ids.device)

@@ -63,6 +63,18 @@ def test_the_tapped_layer_computes_exactly_the_same(tiny: Tiny):
             tap.take()
 
 
+def test_a_failing_layer_gets_its_config_back(llava: Tiny, monkeypatch: pytest.MonkeyPatch):
+    attention, inputs = llava.layers[2].self_attn, llava.one()
+    config, length = attention.config, inputs["input_ids"].shape[1]
+    monkeypatch.setattr(attention.v_proj, "forward", None)  # fails after the config was replaced, before the kernel
+    with ExitStack() as stack:
+        AttentionTap(attention, stack).want(torch.tensor([[length - 1]]), torch.ones(1, 1, length, dtype=torch.bool))
+        with pytest.raises(TypeError):
+            llava.logits(inputs)
+        assert attention.config is not config
+    assert attention.config is config
+
+
 def test_grouped_query_heads():
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 6, 5, 4, generator=generator), torch.randn(2, 2, 5, 4, generator=generator)

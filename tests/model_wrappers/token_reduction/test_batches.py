@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lmms_eval_stability.model_wrappers.token_reduction import FastV
+from lmms_eval_stability.model_wrappers.token_reduction.errors import UnsupportedCallError
 from tests.model_wrappers.token_reduction.conftest import QUESTION, Spec, Tiny
 from tests.model_wrappers.token_reduction.test_inside_llm import CLOSE
 
@@ -64,6 +65,13 @@ def test_padding_side_does_not_matter(tiny: Tiny):
     for row in range(len(RAGGED)):
         real = left["attention_mask"][row].bool()
         torch.testing.assert_close(one[row, real], other[row, right["attention_mask"][row].bool()], **CLOSE)
+
+
+def test_generating_after_padding_is_refused(llava: Tiny):
+    right = padded_right(llava.inputs(*RAGGED))
+    match = "padded on the left"
+    with FastV().attach(llava.model, llava.family), pytest.raises(UnsupportedCallError, match=match):
+        llava.generate(right)
 
 
 def test_rows_of_equal_length_need_no_mask(tiny: Tiny):
