@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from lmms_eval_stability.errors import OutputError
 from lmms_eval_stability.report.figure import save_figure
 from lmms_eval_stability.report.folder import ReportFolder
 from lmms_eval_stability.report.markdown import escape
+from lmms_eval_stability.report.terminal import print_comparison
 from lmms_eval_stability.report.values import p_value, percent, rate
 
 from .conftest import BASE, FASTV, WriteRun, sample, samples_file
@@ -123,6 +125,24 @@ def test_nothing_is_cut_off_in_a_pipe(base: Path, write_run: WriteRun, run_compa
     assert task in out
     assert "m" * 200 in out
     assert "…" not in out
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_narrow_terminal_folds_cells_and_loses_nothing(
+    base: Path, fastv: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = Terminal()
+    print_comparison(compare_runs(base, [fastv]), terminal)
+    text = terminal.getvalue()
+    assert "…" not in text
+    words = text.split()
+    assert [words.count(word) for word in ("60.0", "20.0", "[23.1,", "62.4]", "1")] == [3, 2, 1, 2, 1]
 
 
 def test_figure_with_native_scores_only_says_what_is_missing(write_run: WriteRun, tmp_path: Path) -> None:
