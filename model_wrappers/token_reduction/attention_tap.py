@@ -91,6 +91,7 @@ class AttentionTap:
 
     def _before(self, module: Any, _args: Any) -> None:
         """Point the module to the wrapper, for this one call."""
+        self._give_config_back()  # still away if the last call failed and is being repeated
         if self._request is None or module.config._attn_implementation == "eager":
             return
         name = _PREFIX + module.config._attn_implementation
