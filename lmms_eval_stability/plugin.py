@@ -1,13 +1,13 @@
 """The entry point that lmms-eval calls: registers the models and makes the task folder visible.
 
-lmms-eval loads entry points of the group ``lmms_eval.models`` while it imports ``lmms_eval.models``, and one exception in
-any of them disables every later one. So nothing here is heavy and nothing escapes: a failure is logged, and lmms-eval
-goes on without this package's models.
+lmms-eval loads entry points of the group ``lmms_eval.models`` while it imports ``lmms_eval.models``, and one exception
+in any of them disables every later one. So nothing here is heavy and nothing escapes: a failure is logged, and
+lmms-eval goes on without this package's models.
 
-Tasks have no entry point. ``TaskManager.initialize_tasks`` is wrapped to search one folder more; a folder that the user
-names with ``--include_path`` wins over ours. The same wrapper fixes the model name by which tasks choose their arguments
-(`task_model_name` in the registry). If ``lmms_eval.tasks`` is not imported yet, the wrapping waits for its import, since
-that import takes seconds that, for example, ``lmms-eval models`` need not spend.
+Tasks have no entry point. ``TaskManager.initialize_tasks`` is wrapped to search one folder more; a folder that the
+user names with ``--include_path`` wins over ours. The same wrapper fixes the model name by which tasks choose their
+arguments (`task_model_name` in the registry). If ``lmms_eval.tasks`` is not imported yet, the wrapping waits for its
+import, since that import takes seconds that, for example, ``lmms-eval models`` need not spend.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,67 @@ from typing import Any
 _TASKS_MODULE = "lmms_eval.tasks"
 _WRAPPED = "_lmms_eval_stability_wrapped"
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A model that this package adds to lmms-eval: its names, what it serves and what it takes."""
+
+    name: str
+    checkpoints: tuple[str, ...]
+    method: str
+    kind: str
+    parameters: dict[str, Any]
+    summary: str
+    example: str
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RegisteredTask:
+    """A task that this package adds to lmms-eval."""
+
+    name: str
+    description: str
+    metrics: tuple[str, ...]
+    file: Path
+
+
+def registered_models() -> list[RegisteredModel]:
+    """Return the models, in the order of the registry; imports no torch."""
+    from lmms_eval_stability.model_wrappers.registry import FAMILIES, METHODS, MODELS
+
+    return [
+        RegisteredModel(
+            name=entry.name,
+            checkpoints=FAMILIES[entry.family].model_types,
+            method=entry.method,
+            kind=METHODS[entry.method].kind,
+            parameters=dict(METHODS[entry.method].parameters),
+            summary=METHODS[entry.method].summary,
+            example=FAMILIES[entry.family].example,
+            aliases=entry.aliases,
+        )
+        for entry in MODELS.values()
+    ]
+
+
+def registered_tasks() -> list[RegisteredTask]:
+    """Return the tasks of the package's YAMLs, by name; reads the YAMLs and imports nothing that they refer to."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Reads lmms-eval's ``!function`` entries as text."""
+
+    Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))  # type: ignore[arg-type]
+    found = []
+    for file in sorted(task_dir().rglob("*.yaml")):
+        text = file.read_text(encoding="utf-8")
+        config = yaml.load(text, Loader)
+        metrics = tuple(metric["metric"] for metric in config.get("metric_list") or ())
+        comment = [line.lstrip("# ") for line in text.splitlines()[:1] if line.startswith("#")]
+        found.append(RegisteredTask(config["task"], " ".join(comment), metrics, file))
+    return sorted(found, key=lambda task: task.name)
 
 
 def task_dir() -> Path:
@@ -89,9 +151,7 @@ class _TasksFinder(importlib.abc.MetaPathFinder):
     def __init__(self) -> None:
         self._searching = False
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:  # noqa: ARG002
         if fullname != _TASKS_MODULE or self._searching:
             return None
         self._searching = True

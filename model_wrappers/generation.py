@@ -33,8 +33,8 @@ class GenerationSettings:
     def from_task(cls, gen_kwargs: Mapping[str, Any], default_max_new_tokens: int) -> GenerationSettings:
         """Read a task's ``generation_kwargs``.
 
-        As in lmms-eval's models ``do_sample`` does not matter (a temperature above zero samples) and keys that they do not
-        know are left out; each such key is reported once.
+        As in lmms-eval's models ``do_sample`` does not matter (a temperature above zero samples) and keys that they do
+        not know are left out; each such key is reported once.
         """
         for key in sorted(set(gen_kwargs) - _UNDERSTOOD - _reported):
             _reported.add(key)

@@ -97,7 +97,11 @@ def _family(entry: ModelEntry, config: Any, pretrained: str) -> Family:
     served = FAMILIES[entry.family].model_types
     if config.model_type in served:
         return family_for(config)
-    right = [m.name for m in MODELS.values() if m.method == entry.method and config.model_type in FAMILIES[m.family].model_types]
+    right = [
+        m.name
+        for m in MODELS.values()
+        if m.method == entry.method and config.model_type in FAMILIES[m.family].model_types
+    ]
     remedy = f"use --model {right[0]}" if right else "no model of this package serves that architecture"
     raise WrongFamilyError(
         f"{entry.name} serves checkpoints of type {' or '.join(served)}, but '{pretrained}' is of type"

@@ -1,7 +1,7 @@
 """What is recorded with every answer, in lmms-eval's own sample log.
 
-lmms-eval writes ``token_counts.to_dict()`` of each answer into the answer's line, so a subclass can carry more than counts
-there: no side files that could be lost.
+lmms-eval writes ``token_counts.to_dict()`` of each answer into the answer's line, so a subclass can carry more than
+counts there: no side files that could be lost.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Measurements(TokenCounts):
 def fingerprint(prompt: Prompt) -> str:
     """Return a digest of what a document really shows the model: rendered prompt text and image pixels.
 
-    Images count as RGB pixels with their size, before any resizing by the processor, so runs of different methods over the
-    same inputs agree, and a re-encoded or perturbed image does not.
+    Images count as RGB pixels with their size, before any resizing by the processor, so runs of different methods over
+    the same inputs agree, and a re-encoded or perturbed image does not.
 
     Returns:
         32 hex digits (BLAKE2b, 128 bits).

@@ -5,7 +5,8 @@ To add a method, write its file in ``token_reduction/`` and add one line to ``ME
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,14 @@ class MethodEntry:
         path: ``module:class`` of the method below this package; empty for the model as it is.
         summary: one line for listings.
         kind: what is accelerated: "none" or "token reduction".
+        parameters: arguments with their defaults, as the method's dataclass has them (a test compares the two; reading
+            them from the class would import torch).
     """
 
     path: str
     summary: str
     kind: str
+    parameters: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,10 @@ FAMILIES: dict[str, FamilyEntry] = {
 METHODS: dict[str, MethodEntry] = {
     "baseline": MethodEntry("", "the model as it is, through the same code path", "none"),
     "fastv": MethodEntry(
-        "token_reduction.fastv:FastV", "drops visual tokens before decoder layer k by attention", "token reduction"
+        "token_reduction.fastv:FastV",
+        "drops the share r of visual tokens before decoder layer k, ranked by attention",
+        "token reduction",
+        {"k": 3, "r": 0.5},
     ),
 }
 

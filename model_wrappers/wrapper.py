@@ -134,6 +134,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
             pass
         self._facts: dict[str, Any] = run_facts(self, options)
         self._tasks_with_facts: set[str] = set()
+        self._saw_images = False
 
     def _own_device(self, device: str | None) -> str | None:
         """Return this process's device: under a launcher with several processes each has its own GPU."""
@@ -183,6 +184,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         """
         documents = [_Document(index, *request.args) for index, request in enumerate(requests)]
         self._tasks_with_facts.clear()
+        self._saw_images = False
         results: dict[int, GenerationResult] = {}
         progress = tqdm(total=len(documents), disable=self.rank != 0, desc="Model Responding")
         with progress, self._accelerated() as session:
@@ -191,9 +193,9 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
                     results[document.index] = result
                 progress.update(len(batch))
             if session is not None:
-                session.require_pruned()
+                session.require_pruned(expect_images=self._saw_images)
         ordered = [results[index] for index in range(len(documents))]
-        _log_throughput([result.token_counts for result in ordered], self.rank)
+        _log_throughput([result.token_counts for result in ordered])
         return ordered
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -236,12 +238,14 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         if self.max_new_tokens is not None:
             settings = dataclasses.replace(settings, max_new_tokens=int(self.max_new_tokens))
         prompts = [self._prompt(document) for document in batch]
+        self._saw_images |= any(prompt.images for prompt in prompts)
         inputs = self.family.encode(self.processor, prompts).to(self._device, self._model.dtype)
         rows = generate(self._model, self.tokenizer, inputs, settings, use_cache=self.use_cache)
         tokens = self._visual_tokens(inputs["input_ids"], session)
         lengths = inputs["attention_mask"].sum(1).tolist()
         return [
-            self._result(*parts, until=settings.until) for parts in zip(batch, prompts, rows, tokens, lengths, strict=True)
+            self._result(*parts, until=settings.until)
+            for parts in zip(batch, prompts, rows, tokens, lengths, strict=True)
         ]
 
     def _prompt(self, document: _Document) -> Prompt:
@@ -327,15 +331,17 @@ def _make_method(entry: ModelEntry, arguments: dict[str, Any]) -> TokenReducer |
 
 def _unsupported(model: str, kind: str, requests: Sequence[Instance]) -> str:
     tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
-    return f"{model} answers generate_until requests only; {tasks} sends {kind}. Choose a generative variant of the task"
+    return (
+        f"{model} answers generate_until requests only; {tasks} sends {kind}. Choose a generative variant of the task"
+    )
 
 
-def _log_throughput(counts: Sequence[Measurements], rank: int) -> None:
+def _log_throughput(counts: Sequence[Measurements]) -> None:
     seconds = sum((c.prefill_ms or 0.0) + (c.decode_ms or 0.0) for c in counts) / 1e3
     tokens = sum(c.output_tokens or 0 for c in counts)
     log_metrics(
         total_elapsed_time=seconds,
         total_gen_tokens=tokens,
         avg_speed=tokens / seconds if seconds else 0.0,
-        additional_metrics={"rank": rank, "total_requests": len(counts)},
+        additional_metrics={"total_requests": len(counts)},
     )

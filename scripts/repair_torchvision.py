@@ -15,7 +15,7 @@ import sysconfig
 from pathlib import Path
 
 HOOK_NAME = "_torchvision_without_cuda"
-HOOK = '''"""Declare torchvision's operators before torchvision is imported (written by scripts/repair_torchvision.py)."""
+HOOK = '''"""Declare torchvision's operators before its import (written by scripts/repair_torchvision.py)."""
 import importlib.abc
 import sys
 
@@ -58,7 +58,9 @@ def main() -> int:
     if repaired.returncode:
         print(repaired.stderr, file=sys.stderr)
         return 1
-    print("torchvision: compiled operators not loadable beside this torch; declared without kernels in this environment")
+    print(
+        "torchvision: compiled operators not loadable beside this torch; declared without kernels in this environment"
+    )
     return 0
 
 

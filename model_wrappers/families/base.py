@@ -101,6 +101,6 @@ def images_of(messages: Sequence[Message]) -> tuple[Image, ...]:
                 images.append(part["url"])
             elif part["type"] != "text":
                 raise UnsupportedInputError(
-                    f"the document holds a {part['type']}; accelerated models answer documents with text and images only"
+                    f"the document holds a {part['type']}; these models answer documents with text and images only"
                 )
     return tuple(images)

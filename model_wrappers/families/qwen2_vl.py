@@ -36,7 +36,9 @@ class Qwen2VL(Family):
         has_system = bool(messages) and messages[0]["role"] == "system"
         turns = [] if has_system else [system]
         # "<image>" in a question would be read as an image by other models' templates; qwen2_vl removes it.
-        turns += [{"role": turn["role"], "content": [_clean_part(part) for part in turn["content"]]} for turn in messages]
+        turns += [
+            {"role": turn["role"], "content": [_clean_part(part) for part in turn["content"]]} for turn in messages
+        ]
         return self._render(processor, turns, images_of(messages))
 
     def _render(self, processor: Any, turns: Sequence[Message], images: tuple[Any, ...]) -> Prompt:

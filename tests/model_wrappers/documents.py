@@ -46,13 +46,16 @@ def jpeg(image: Image.Image) -> Image.Image:
 
 def chat_requests(docs: Sequence[dict[str, Any]], gen_kwargs: dict[str, Any] | None = None) -> list[Instance]:
     return [
-        _instance(i, (doc["question"], doc_to_messages, dict(gen_kwargs or {}), i, TASK, SPLIT)) for i, doc in enumerate(docs)
+        _instance(i, (doc["question"], doc_to_messages, dict(gen_kwargs or {}), i, TASK, SPLIT))
+        for i, doc in enumerate(docs)
     ]
 
 
 def simple_requests(docs: Sequence[dict[str, Any]], gen_kwargs: dict[str, Any] | None = None) -> list[Instance]:
     visual: Callable[[dict[str, Any]], Any] = lambda doc: doc["images"]  # noqa: E731
-    return [_instance(i, (doc["question"], dict(gen_kwargs or {}), visual, i, TASK, SPLIT)) for i, doc in enumerate(docs)]
+    return [
+        _instance(i, (doc["question"], dict(gen_kwargs or {}), visual, i, TASK, SPLIT)) for i, doc in enumerate(docs)
+    ]
 
 
 def _instance(doc_id: int, arguments: tuple[Any, ...]) -> Instance:

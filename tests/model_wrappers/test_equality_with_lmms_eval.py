@@ -25,7 +25,9 @@ GENERATION = {"max_new_tokens": 6}
 TinyFolder = Callable[[str], str]
 
 
-def answers(model: Any, docs: Sequence[dict[str, Any]], requests: Any, gen_kwargs: dict[str, Any] | None = None) -> list[str]:
+def answers(
+    model: Any, docs: Sequence[dict[str, Any]], requests: Any, gen_kwargs: dict[str, Any] | None = None
+) -> list[str]:
     give_documents(model, docs)
     results = model.generate_until(requests(docs, GENERATION if gen_kwargs is None else gen_kwargs))
     return [result if isinstance(result, str) else result.text for result in results]
@@ -56,7 +58,9 @@ def assert_same_inputs(theirs: InputSpy, ours: InputSpy) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
-def test_llava_with_images_equals_chat_llava_hf(kind: str, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_llava_with_images_equals_chat_llava_hf(
+    kind: str, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     docs = [doc for doc in documents(40) if doc["images"]]
     assert len(docs) >= 30
     assert any(len(doc["images"]) == 2 for doc in docs)

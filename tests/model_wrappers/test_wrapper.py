@@ -225,6 +225,15 @@ def test_a_run_in_which_nothing_was_pruned_is_an_error(tiny_folder: TinyFolder) 
         run(model, documents(3))
 
 
+def test_images_whose_placeholders_are_not_recognised_are_an_error(
+    tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(FASTV, "llava", tiny_folder("llava"))
+    monkeypatch.setattr(type(model.family), "placeholder_ids", lambda self, config: (10**6,))
+    with pytest.raises(NothingPrunedError, match="saw no visual token"):
+        run(model, documents(2))
+
+
 def test_text_only_documents_are_no_reason_to_stop(tiny_folder: TinyFolder) -> None:
     docs = [{**doc, "images": []} for doc in documents(3)]
     results = run(make(FASTV, "llava", tiny_folder("llava")), docs)
@@ -291,7 +300,7 @@ def test_a_baseline_takes_no_method_arguments(tiny_folder: TinyFolder) -> None:
 
 
 def test_a_missing_checkpoint_name_is_explained() -> None:
-    with pytest.raises(errors.InvalidArgumentError, match="pretrained=llava-hf/llava-1.5-7b-hf"):
+    with pytest.raises(errors.InvalidArgumentError, match=r"pretrained=llava-hf/llava-1\.5-7b-hf"):
         models.LlavaFastv()
 
 
