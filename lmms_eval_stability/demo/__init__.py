@@ -1,0 +1,31 @@
+"""The embedded demo model and the picture data set it answers questions about.
+
+Importing this package costs nothing: no torch, no transformers. `scenes` draws pictures, `questions` asks about them,
+`dataset` assembles the held-out set of the `shapes_vqa` task, and `training` (the only place that imports torch) is how
+the shipped weights in `model/` were made.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODEL_DIR: Path = Path(__file__).resolve().parent / "model"
+"""Folder of the shipped weights, configuration, tokenizer, processor and chat template."""
+
+SHORT_NAME: str = "demo"
+"""What a user writes as `pretrained=` instead of the path."""
+
+
+def model_path() -> Path:
+    """Return the folder to hand to `from_pretrained`; raise if the weights are not there.
+
+    Raises:
+        FileNotFoundError: the installation lacks the weights (a source tree without them, or a broken package).
+    """
+    weights = MODEL_DIR / "model.safetensors"
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"the demo model's weights are missing at {weights}; reinstall the package, "
+            "or train them with `python -m lmms_eval_stability.demo.training`"
+        )
+    return MODEL_DIR
