@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,8 +128,8 @@ def test_nothing_is_cut_off_in_a_pipe(base: Path, write_run: WriteRun, run_compa
     assert "…" not in out
 
 
-@pytest.mark.parametrize("columns", [40, 80, 200])
-def test_a_narrow_terminal_folds_cells_and_loses_nothing(
+@pytest.mark.parametrize("columns", [10, 40, 50, 60, 70, 80, 90, 200])
+def test_a_narrow_terminal_moves_intervals_and_loses_nothing(
     base: Path, fastv: Path, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
     class Terminal(io.StringIO):
@@ -136,12 +137,14 @@ def test_a_narrow_terminal_folds_cells_and_loses_nothing(
             return True
 
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
     print_comparison(compare_runs(base, [fastv]), terminal)
-    text = terminal.getvalue()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
     assert "…" not in text
+    assert ("60.0 [23.1, 88.2]" in text) == (columns == 200)
     words = text.split()
+    assert [word for word in words if word in ("DR", "NDR", "PDR", "McNemar")] == ["DR", "NDR", "PDR", "McNemar"]
     assert [words.count(word) for word in ("60.0", "20.0", "[23.1,", "62.4]", "1")] == [3, 2, 1, 2, 1]
 
 
