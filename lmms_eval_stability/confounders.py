@@ -101,7 +101,11 @@ def _settings(run: Run, facts: Mapping[str, Any], tasks: tuple[str, ...]) -> dic
     settings = {f"run.{name}": value for name, value in _leaves(own).items()}
     settings |= {name: str(run.config.get(name)) for name in _CONFIG if name in run.config}
     settings |= {name: value for name, value in run.model_args.items() if name in SETTINGS}
-    settings["versions.lmms-eval"] = run.lmms_eval_version or "not stated"
+    if "@" not in run.lmms_eval_version:
+        settings["versions.lmms-eval"] = run.lmms_eval_version or "not stated"
+    elif "run.versions.lmms-eval" not in settings:
+        # lmms-eval states the branch and commit of the working directory, which is its own only in its own checkout
+        settings["git revision"] = run.lmms_eval_version
     settings["backend"] = _backend(str(run.config.get("model_backend") or "not stated"))
     for task in tasks:
         settings |= _leaves(dict(run.task(task).settings), f"{task} ")

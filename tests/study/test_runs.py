@@ -154,6 +154,14 @@ def test_what_a_run_did_counts_before_what_was_asked_for(write_run: WriteRun) ->
     assert [c.name for c in confounders(a, b, ({"dtype": "float16"}, {}))] == ["dtype"]
 
 
+def test_the_commit_of_the_working_directory_is_no_version_of_lmms_eval(write_run: WriteRun) -> None:
+    """lmms-eval 0.7.3 writes `branch@commit` of wherever it was started; our models log the installed version."""
+    a, b = (load_run(write_run(name, {"gqa": BASE}, lmms_eval_version=f"main@{name}")) for name in ("a1", "b2"))
+    assert [str(c) for c in confounders(a, b)] == ["git revision main@a1 against main@b2"]
+    facts = {"versions": {"lmms-eval": "0.7.3"}}
+    assert confounders(a, b, (facts, facts)) == ()
+
+
 def test_backend_is_the_code_path_and_ours_is_one(write_run: WriteRun) -> None:
     def run(name: str, backend: str) -> object:
         return load_run(write_run(name, {"gqa": BASE}, config={"model_backend": backend}))
