@@ -40,6 +40,40 @@ def test_tasks_are_visible_whichever_module_is_imported_first(first: str, tmp_pa
     assert python(code).splitlines()[-1] == "llava_hf True True True"
 
 
+TASK = """
+task: asks_by_model
+dataset_path: parquet
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function lmms_eval_stability.tasks.shapes_vqa.utils.doc_to_visual
+doc_to_text: !function lmms_eval_stability.tasks.shapes_vqa.utils.doc_to_text
+doc_to_target: answer
+metric_list: [{{metric: exact_match}}]
+generation_kwargs: {{max_new_tokens: 8}}
+lmms_eval_specific_kwargs:
+  default: {{pre_prompt: "", post_prompt: " (for any model)"}}
+  llava_hf: {{pre_prompt: "", post_prompt: " (for llava_hf)"}}
+model_specific_generation_kwargs:
+  llava_hf: {{max_new_tokens: 3}}
+"""
+
+
+def test_prompts_and_generation_arguments_do_not_depend_on_our_model_names(tmp_path: Path) -> None:
+    data = plugin.task_dir() / "shapes_vqa" / "shapes_vqa.parquet"
+    (tmp_path / "task.yaml").write_text(TASK.format(data=data))
+    code = (
+        "import lmms_eval.models; from lmms_eval.tasks import TaskManager\n"
+        "for name in ('llava_hf', 'llava_baseline', 'llava-fastv', 'some_other_model'):\n"
+        f"    manager = TaskManager(include_path={str(tmp_path)!r}, model_name=name)\n"
+        "    task = manager.load_task_or_group(['asks_by_model'])['asks_by_model']\n"
+        "    text = task.doc_to_text(task.test_docs()[0])\n"
+        "    print('RESULT', text.rpartition('(')[2], task.config.generation_kwargs['max_new_tokens'])"
+    )
+    printed = [line.removeprefix("RESULT ") for line in python(code).splitlines() if line.startswith("RESULT")]
+    assert printed == ["for llava_hf) 3"] * 3 + ["for any model) 8"]
+
+
 def fake_tasks_module() -> tuple[ModuleType, list[Any]]:
     calls: list[Any] = []
 
