@@ -163,6 +163,16 @@ def generate(
     ]
 
 
+def fill_padding(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return (rows, length) ids whose padding, on the left, repeats each row's last token.
+
+    No layer sees padding, but logits processors read ids without a mask: a repetition penalty in a checkpoint's
+    generation settings (Qwen's have one) would take the padding token for said before, in padded rows only, and a row's
+    answer would depend on its batch. A token that the row holds anyway changes nothing.
+    """
+    return torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
+
+
 def _lengths(tokens: Tensor, eos: int) -> list[int]:
     """Return how many of each row's tokens belong to its answer, the end-of-sequence token included."""
     ends = tokens == eos

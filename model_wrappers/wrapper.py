@@ -26,7 +26,7 @@ from lmms_eval_stability.model_wrappers.errors import (
 )
 from lmms_eval_stability.model_wrappers.facts import run_facts
 from lmms_eval_stability.model_wrappers.families import Prompt
-from lmms_eval_stability.model_wrappers.generation import GeneratedRow, GenerationSettings, generate
+from lmms_eval_stability.model_wrappers.generation import GeneratedRow, GenerationSettings, fill_padding, generate
 from lmms_eval_stability.model_wrappers.loading import LoadOptions, load
 from lmms_eval_stability.model_wrappers.measurements import Measurements, fingerprint
 from lmms_eval_stability.model_wrappers.registry import FAMILIES, METHODS, ModelEntry
@@ -240,6 +240,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         prompts = [self._prompt(document) for document in batch]
         self._saw_images |= any(prompt.images for prompt in prompts)
         inputs = self.family.encode(self.processor, prompts).to(self._device, self._model.dtype)
+        inputs["input_ids"] = fill_padding(inputs["input_ids"], inputs["attention_mask"])
         rows = generate(self._model, self.tokenizer, inputs, settings, use_cache=self.use_cache)
         tokens = self._visual_tokens(inputs["input_ids"], session)
         lengths = inputs["attention_mask"].sum(1).tolist()
