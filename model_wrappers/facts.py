@@ -6,9 +6,12 @@ import dataclasses
 import hashlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from lmms_eval_stability.model_wrappers.loading import resolve
 
 if TYPE_CHECKING:
     from lmms_eval_stability.model_wrappers.loading import LoadOptions
@@ -26,7 +29,7 @@ def run_facts(wrapper: AcceleratedVLM, options: LoadOptions) -> dict[str, Any]:
         "method": wrapper.entry.method,
         "method_args": dataclasses.asdict(method) if method else {},
         "pretrained": options.pretrained,
-        "revision": options.revision,
+        "revision": None if Path(resolve(options.pretrained)).is_dir() else options.revision,
         "commit": getattr(model.config, "_commit_hash", None),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn_implementation": model.config._attn_implementation,

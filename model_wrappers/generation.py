@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from lmms_eval_stability.model_wrappers.errors import InvalidArgumentError
 
 TOP_TOKENS = 5
-_UNDERSTOOD = {"max_new_tokens", "temperature", "top_p", "num_beams", "do_sample", "until"}
+_UNDERSTOOD = {"max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample", "until"}
 _reported: set[str] = set()
 
 
@@ -26,6 +26,7 @@ class GenerationSettings:
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float | None = None
+    top_k: int | None = None
     num_beams: int = 1
     until: tuple[str, ...] = ()
 
@@ -44,6 +45,7 @@ class GenerationSettings:
             max_new_tokens=int(gen_kwargs.get("max_new_tokens", default_max_new_tokens)),
             temperature=float(gen_kwargs.get("temperature") or 0.0),
             top_p=gen_kwargs.get("top_p"),
+            top_k=gen_kwargs.get("top_k"),
             num_beams=int(gen_kwargs.get("num_beams") or 1),
             until=(until,) if isinstance(until, str) else tuple(until),
         )
@@ -55,7 +57,10 @@ class GenerationSettings:
     def for_generate(self) -> dict[str, Any]:
         """Return the arguments for ``generate``."""
         sample = self.temperature > 0
+        # A task that says nothing of top_k samples with the checkpoint's own.
+        top_k = {} if self.top_k is None else {"top_k": self.top_k}
         return {
+            **(top_k if sample else {}),
             "do_sample": sample,
             "temperature": self.temperature if sample else None,
             "top_p": self.top_p if sample else None,

@@ -65,21 +65,21 @@ def load(entry: ModelEntry, options: LoadOptions) -> LoadedModel:
     config = AutoConfig.from_pretrained(pretrained, **common)
     family = _family(entry, config, options.pretrained)
     processor = AutoProcessor.from_pretrained(pretrained, **common, **_processor_arguments(entry, family, options))
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # Straight to the device: several processes of one machine must not hold the weights in main memory all at once.
+    direct = {"": device} if device.type != "cpu" else None
     model, report = AutoModelForImageTextToText.from_pretrained(
         pretrained,
         config=config,
         dtype=_dtype(options.dtype),
-        device_map=options.device_map,
+        device_map=options.device_map or direct,
         attn_implementation=options.attn_implementation,
         use_safetensors=options.use_safetensors or None,
         output_loading_info=True,
         **common,
     )
     _refuse_partial_weights(options.pretrained, report)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if options.device_map is None:
-        model.to(device)
-    else:
+    if options.device_map is not None:
         device = model.device
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
@@ -135,6 +135,7 @@ def _refuse_partial_weights(pretrained: str, report: dict[str, Any]) -> None:
             problems.append(f"{len(names)} {kind.replace('_keys', '')} ({shown})")
     if problems:
         raise CheckpointError(
-            f"the weights of '{pretrained}' do not fit the model: {'; '.join(problems)}."
-            " A run would use random weights; load a checkpoint saved for this architecture by transformers 5"
+            f"the weights of '{pretrained}' do not fit the model: {'; '.join(problems)}. What is missing or mismatched"
+            " would be random, what is unexpected would be left out; load a checkpoint that transformers 5 saved for"
+            " this architecture"
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -109,11 +111,22 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
             )
         if on_error not in _ON_ERROR:
             raise InvalidArgumentError(f"on_error={on_error}: choose one of {', '.join(_ON_ERROR)}")
+        flags = {"use_cache": use_cache, "trust_remote_code": trust_remote_code, "use_safetensors": use_safetensors}
+        for name, value in flags.items():
+            if not isinstance(value, bool):  # "no" is a text, and a text is true
+                raise InvalidArgumentError(f"{name}={value}: write True or False")
+        if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
+            raise InvalidArgumentError(f"max_new_tokens={max_new_tokens}: give a whole number of at least 1")
         self.batch_size_per_gpu = _batch_size(batch_size, max_batch_size)
         self.method = _make_method(self.entry, method_args)
         self.on_error, self.use_cache, self.max_new_tokens = on_error, use_cache, max_new_tokens
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        if device_map and self._world_size > 1:
+            raise InvalidArgumentError(
+                f"device_map={device_map} spreads one model over the devices, but {self._world_size} processes run;"
+                " start one process, or leave device_map out: each process then has a model and a GPU of its own"
+            )
         pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         options = LoadOptions(
             pretrained=pretrained,
@@ -178,10 +191,24 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answer every request; the results are in the order of the requests.
 
+        Under a launcher with several processes an error ends this process at once instead of being raised: lmms-eval
+        would catch it and the other processes would wait for this one, for hours; so the launcher stops them.
+
         Raises:
             AnswerError: a document could not be answered (unless ``on_error=record``).
             NothingPrunedError: the method should have dropped visual tokens and dropped none.
         """
+        try:
+            return self._generate_until(requests)
+        except Exception:
+            if self.world_size == 1:
+                raise
+            logger.exception(f"rank {self.rank} of {self.world_size} failed; ending it so that the others do not wait")
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         documents = [_Document(index, *request.args) for index, request in enumerate(requests)]
         self._tasks_with_facts.clear()
         self._saw_images = False
@@ -213,14 +240,18 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         except Exception as error:
             if len(batch) == 1:
                 return [self._failed(batch[0], error)]
-            logger.warning(f"a batch of {len(batch)} documents failed ({error}); answering them one by one")
-            alone = [self._answer([document], session)[0] for document in batch]
-            if any(result.token_counts.error for result in alone):
-                return alone
-            raise AnswerError(
-                f"{self.entry.name}: a batch of {len(batch)} documents ({batch[0].name} and others) failed, though each"
-                f" can be answered alone: {type(error).__name__}: {error}. Lower --batch_size"
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+        # Outside the handler, whose traceback holds on to the failed batch's tensors.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logger.warning(f"a batch of {len(batch)} documents failed ({reason}); answering them one by one")
+        alone = [self._answer([document], session)[0] for document in batch]
+        if any(result.token_counts.error for result in alone):
+            return alone
+        raise AnswerError(
+            f"{self.entry.name}: a batch of {len(batch)} documents ({batch[0].name} and others) failed, though each"
+            f" can be answered alone: {reason}. Lower --batch_size"
+        )
 
     def _failed(self, document: _Document, error: Exception) -> GenerationResult:
         reason = f"{type(error).__name__}: {error}"
@@ -252,7 +283,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
     def _prompt(self, document: _Document) -> Prompt:
         doc = self.task_dict[document.task][document.split][document.doc_id]
         messages = ChatMessages(messages=document.doc_to_messages(doc)).model_dump()["messages"]
-        return self.family.build_prompt(self.processor, messages)
+        return self.family.build_prompt(self.processor, messages, document.context)
 
     def _visual_tokens(self, input_ids: torch.Tensor, session: Session | None) -> Sequence[RowTokens]:
         if session is not None:

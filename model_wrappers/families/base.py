@@ -69,11 +69,16 @@ class Family(ABC):
         """Return the token ids that stand for one visual token each in ``input_ids`` (images and video frames)."""
 
     @abstractmethod
-    def build_prompt(self, processor: Any, messages: Sequence[Message]) -> Prompt:
-        """Render ``messages`` exactly as ``lmms_eval_name`` does.
+    def build_prompt(self, processor: Any, messages: Sequence[Message], context: str) -> Prompt:
+        """Render a document exactly as ``lmms_eval_name`` does.
+
+        Args:
+            processor: what ``AutoProcessor`` returned for the checkpoint.
+            messages: the document as chat turns.
+            context: the document as one text, which is what lmms-eval's simple models read.
 
         Raises:
-            UnsupportedInputError: for media other than images.
+            UnsupportedInputError: for media other than images, or text that holds image placeholders of its own.
         """
 
     @abstractmethod

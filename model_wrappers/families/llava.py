@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lmms_eval_stability.model_wrappers.errors import UnsupportedInputError
 from lmms_eval_stability.model_wrappers.families.base import Family, Message, Prompt, images_of
 
 if TYPE_CHECKING:
@@ -26,9 +27,16 @@ class Llava(Family):
     def placeholder_ids(self, config: Any) -> tuple[int, ...]:
         return (config.image_token_id,)
 
-    def build_prompt(self, processor: Any, messages: Sequence[Message]) -> Prompt:
+    def build_prompt(self, processor: Any, messages: Sequence[Message], context: str) -> Prompt:  # noqa: ARG002
         text = processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return Prompt(text=text, images=images_of(messages))
+        images = images_of(messages)
+        placeholders = text.count(processor.image_token)
+        if placeholders != len(images):
+            raise UnsupportedInputError(
+                f"the prompt holds {placeholders} image placeholders for {len(images)} images; the text of the document"
+                f" must not contain '{processor.image_token}'"
+            )
+        return Prompt(text=text, images=images)
 
     def encode(self, processor: Any, prompts: Sequence[Prompt]) -> BatchFeature:
         images = [image for prompt in prompts for image in prompt.images]

@@ -17,7 +17,7 @@ class Qwen25VL(Qwen2VL):
     applies_until = False
     processor_defaults: Mapping[str, Any] = {"min_pixels": 256 * 28 * 28, "max_pixels": 1605632}
 
-    def build_prompt(self, processor: Any, messages: Sequence[Message]) -> Prompt:
+    def build_prompt(self, processor: Any, messages: Sequence[Message], context: str) -> Prompt:  # noqa: ARG002
         return self._render(processor, messages, images_of(messages))
 
     def image_bounds(self, processor: Any) -> dict[str, int]:  # noqa: ARG002

@@ -31,15 +31,16 @@ class Qwen2VL(Family):
     def placeholder_ids(self, config: Any) -> tuple[int, ...]:
         return (config.image_token_id, config.video_token_id)
 
-    def build_prompt(self, processor: Any, messages: Sequence[Message]) -> Prompt:
-        system = {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]}
-        has_system = bool(messages) and messages[0]["role"] == "system"
-        turns = [] if has_system else [system]
-        # "<image>" in a question would be read as an image by other models' templates; qwen2_vl removes it.
-        turns += [
-            {"role": turn["role"], "content": [_clean_part(part) for part in turn["content"]]} for turn in messages
+    def build_prompt(self, processor: Any, messages: Sequence[Message], context: str) -> Prompt:
+        # lmms-eval's qwen2_vl is a simple model: it shows all images first, then the document as one text, and leaves
+        # the order that a chat model would be given aside. "<image>" in that text marks where images were.
+        images = images_of(messages)
+        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": context.replace("<image>", "")}]
+        turns = [
+            {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]},
+            {"role": "user", "content": content},
         ]
-        return self._render(processor, turns, images_of(messages))
+        return self._render(processor, turns, images)
 
     def _render(self, processor: Any, turns: Sequence[Message], images: tuple[Any, ...]) -> Prompt:
         text = processor.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
@@ -63,7 +64,3 @@ class Qwen2VL(Family):
             return_tensors="pt",
         )
         return batch
-
-
-def _clean_part(part: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {**part, "text": part["text"].replace("<image>", "")} if part["type"] == "text" else part

@@ -21,20 +21,29 @@ def draw(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
 
 
 def documents(n: int) -> list[dict[str, Any]]:
-    """Return ``n`` documents: mostly one image of varying size, every sixth two, every seventh none."""
+    """Return ``n`` documents: mostly one image of varying size, every sixth two, every seventh none.
+
+    In every ninth the question says with "<image>" where its image stands, as MMMU's do.
+    """
     docs = []
     for i in range(n):
         n_images = 2 if i % 6 == 5 else 0 if i % 7 == 6 else 1
         images = [draw(100 * i + j, (40 + 8 * (i % 5), 40 + 12 * (i % 3))) for j in range(n_images)]
         words = [WORDS[(i * 7 + k) % len(WORDS)] for k in range(2 + i % 4)]
-        docs.append({"id": i, "images": images, "question": f"What is {' '.join(words)}?"})
+        question = f"What is {' '.join(words)}?"
+        if n_images == 1 and i % 9 == 1:
+            question = f"Here <image> is one. {question}"
+        docs.append({"id": i, "images": images, "question": question})
     return docs
 
 
 def doc_to_messages(doc: dict[str, Any]) -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = [{"type": "image", "url": image} for image in doc["images"]]
-    content.append({"type": "text", "text": doc["question"]})
-    return [{"role": "user", "content": content}]
+    images: list[dict[str, Any]] = [{"type": "image", "url": image} for image in doc["images"]]
+    before, marker, after = doc["question"].partition("<image>")
+    if not (marker and images):
+        return [{"role": "user", "content": [*images, {"type": "text", "text": doc["question"]}]}]
+    texts = [{"type": "text", "text": part.strip()} for part in (before, after)]
+    return [{"role": "user", "content": [texts[0], *images, texts[1]]}]
 
 
 def jpeg(image: Image.Image) -> Image.Image:

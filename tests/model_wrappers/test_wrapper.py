@@ -119,7 +119,7 @@ def test_measurements_are_plain_json_and_agree_with_the_model(tiny_folder: TinyF
 def answer_logprob(model: Any, doc: dict[str, Any]) -> float:
     """Score the greedy answer again, in one forward pass over prompt and answer."""
     (request,) = chat_requests([doc])
-    prompt = model.family.build_prompt(model.processor, copy.deepcopy(request.args[1](doc)))
+    prompt = model.family.build_prompt(model.processor, copy.deepcopy(request.args[1](doc)), doc["question"])
     inputs = model.family.encode(model.processor, [prompt])
     length = inputs["input_ids"].shape[1]
     with torch.no_grad():
@@ -235,7 +235,8 @@ def test_images_whose_placeholders_are_not_recognised_are_an_error(
 
 
 def test_text_only_documents_are_no_reason_to_stop(tiny_folder: TinyFolder) -> None:
-    docs = [{**doc, "images": []} for doc in documents(3)]
+    docs = [doc for doc in documents(21) if not doc["images"]]
+    assert len(docs) == 3
     results = run(make(FASTV, "llava", tiny_folder("llava")), docs)
     assert [r.token_counts.visual_tokens[0] for r in results] == [0, 0, 0]
     assert texts(results) == texts(run(make(BASELINES, "llava", tiny_folder("llava")), docs))
@@ -250,6 +251,12 @@ def test_a_video_is_refused_by_name(tiny_folder: TinyFolder) -> None:
     requests[0].arguments = (*requests[0].arguments[:1], lambda doc: message, *requests[0].arguments[2:])
     with pytest.raises(errors.AnswerError, match="holds a video"):
         model.generate_until(requests)
+
+
+def test_a_question_with_an_image_placeholder_of_its_own_is_refused_by_name(tiny_folder: TinyFolder) -> None:
+    docs = [{**documents(1)[0], "question": "What does <image> mean, and <image>?"}]
+    with pytest.raises(errors.AnswerError, match="2 image placeholders for 1 images"):
+        run(make(BASELINES, "llava", tiny_folder("llava")), docs)
 
 
 def test_requests_of_other_kinds_are_refused_by_name(tiny_folder: TinyFolder) -> None:
@@ -284,6 +291,8 @@ def test_beam_search_answers_without_step_measurements(tiny_folder: TinyFolder) 
         ({"dtype": "float17"}, errors.InvalidArgumentError, "float17"),
         ({"min_pixels": 100}, errors.InvalidArgumentError, "does not take min_pixels"),
         ({"k": 99}, ValueError, "99"),
+        ({"trust_remote_code": "no"}, errors.InvalidArgumentError, "trust_remote_code=no: write True or False"),
+        ({"max_new_tokens": 0}, errors.InvalidArgumentError, "max_new_tokens=0"),
         ({"r": 1.5}, ValueError, "1.5"),
     ],
 )

@@ -51,7 +51,7 @@ class Settings:
     """
 
     folder: Path
-    minutes: float = 85.0
+    minutes: float = 80.0
     steps: int | None = None
     seed: int = SEED
     validate_every: float = 4.0
