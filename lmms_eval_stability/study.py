@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def load_study(path: Path) -> Study:
     _check_keys(path, "the study", config, known, {"tasks", "baseline", "runs"})
     if not isinstance(config["runs"], dict) or not config["runs"]:
         raise StudyConfigError(f"{path}: 'runs' must map at least one name to a run")
+    _check_values(path, config)
     taken = {BASELINE, RERUN, "report"} & set(config["runs"])
     if taken:
         raise StudyConfigError(f"{path}: a run cannot be called {', '.join(sorted(taken))}: the study uses that folder")
@@ -100,16 +102,39 @@ def load_study(path: Path) -> Study:
         tasks=tuple(config["tasks"]),
         baseline=_run(path, BASELINE, config["baseline"]),
         runs=tuple(_run(path, str(name), run) for name, run in config["runs"].items()),
-        rerun=bool(config.get("rerun", False)),
+        rerun=config.get("rerun", False),
         limit=config.get("limit"),
-        batch_size=int(config.get("batch_size", 1)),
-        offline=bool(config.get("offline", False)),
+        batch_size=config.get("batch_size", 1),
+        offline=config.get("offline", False),
     )
+
+
+def _check_values(path: Path, config: Mapping[str, Any]) -> None:
+    def positive(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+    tasks, limit = config["tasks"], config.get("limit")
+    if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) for task in tasks):
+        raise StudyConfigError(f"{path}: 'tasks' must be a list of task names, not {tasks!r}")
+    if limit is not None and not positive(limit):
+        raise StudyConfigError(f"{path}: 'limit' must be a whole number of at least 1, not {limit!r}")
+    if not positive(config.get("batch_size", 1)):
+        raise StudyConfigError(f"{path}: 'batch_size' must be a whole number of at least 1")
+    for flag in ("rerun", "offline"):
+        if not isinstance(config.get(flag, False), bool):
+            raise StudyConfigError(f"{path}: '{flag}' must be true or false, not {config[flag]!r}")
+    for name in config["runs"]:
+        # Names become folders that are emptied before a run: nothing may lead out of the study's.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)):
+            raise StudyConfigError(f"{path}: {name!r} cannot name a run; use letters, digits, '.', '_' and '-'")
 
 
 def _run(path: Path, name: str, run: Any) -> StudyRun:
     _check_keys(path, f"run '{name}'", run, {"model", "model_args"}, {"model"})
-    return StudyRun(name, run["model"], run.get("model_args") or {})
+    arguments = run.get("model_args") or {}
+    if not isinstance(run["model"], str) or not isinstance(arguments, dict):
+        raise StudyConfigError(f"{path}: run '{name}': 'model' must be a name and 'model_args' a mapping")
+    return StudyRun(name, run["model"], arguments)
 
 
 def _check_keys(path: Path, what: str, value: Any, known: set[str], needed: set[str]) -> None:

@@ -44,6 +44,9 @@ def imports_torchvision() -> subprocess.CompletedProcess[str]:
 
 
 def main() -> int:
+    site = Path(sysconfig.get_paths()["purelib"])
+    for suffix in (".py", ".pth"):  # of an earlier torch: beside a matching pair the hook would be in the way
+        (site / f"{HOOK_NAME}{suffix}").unlink(missing_ok=True)
     attempt = imports_torchvision()
     if attempt.returncode == 0:
         return 0
@@ -51,7 +54,6 @@ def main() -> int:
         print(attempt.stderr, file=sys.stderr)
         print("error: torchvision cannot be imported; install a torchvision that matches torch", file=sys.stderr)
         return 1
-    site = Path(sysconfig.get_paths()["purelib"])
     (site / f"{HOOK_NAME}.py").write_text(HOOK, encoding="utf-8")
     (site / f"{HOOK_NAME}.pth").write_text(f"import {HOOK_NAME}\n", encoding="utf-8")
     repaired = imports_torchvision()
