@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from math import isnan, nan
+from math import isfinite, nan
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Divergence:
     accepted: dict[str, int] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """The row as one flat dict for JSON and tables: `dr`, `dr_low`, `dr_high`, ...; nan is None."""
+        """The row as one flat dict for JSON and tables: `dr`, `dr_low`, `dr_high`, ...; nan and infinity are None."""
         flat: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -90,7 +90,7 @@ class Divergence:
                 flat |= {item.name: value.value, f"{item.name}_low": value.low, f"{item.name}_high": value.high}
             else:
                 flat[item.name] = value
-        return {key: None if isinstance(value, float) and isnan(value) else value for key, value in flat.items()}
+        return {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in flat.items()}
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> Rate:

@@ -7,7 +7,6 @@ named by OUT, by the model's folder or by the results file. A folder that holds 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import orjson
 
 from .errors import OptionError, RunFormatError, RunNotFoundError
-from .samples import SampleTable, as_number, read_samples, results_name, samples_name
+from .samples import SampleTable, as_number, python_json, read_samples, results_name, samples_name
 from .verdicts import adapter_for
 
 
@@ -205,7 +204,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         try:
             parsed = orjson.loads(raw)
         except ValueError:
-            parsed = json.loads(raw)  # knows NaN and Infinity, which Python writes and JSON forbids
+            parsed = python_json(raw)
     except OSError as error:
         raise RunFormatError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -182,13 +182,19 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise RunFormatError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def python_json(raw: bytes) -> Any:
+    """Parse what Python writes and strict JSON forbids: NaN, Infinity and lone surrogates."""
+    parsed = json.loads(raw)
+    if rb"\u" in raw or b"\xed" in raw:
+        # a lone surrogate, escaped or as bytes, cannot be written to any file later on: replace it now
+        parsed = json.loads(json.dumps(parsed, ensure_ascii=False).encode("utf-8", "replace"))
+    return parsed
+
+
 def _slow_parse(line: bytes) -> Row | str:
-    """What the fast parser refuses and Python writes: NaN, Infinity and lone surrogates. Otherwise the reason."""
+    """A line that the fast parser refuses, or the reason why it is no sample record."""
     try:
-        row = json.loads(line)
-        if rb"\u" in line:
-            # a lone surrogate cannot be written to any file later on: replace it now
-            row = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
+        row = python_json(line)
     except UnicodeDecodeError:
         return "not UTF-8"
     except (ValueError, RecursionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import OutputError
 from ..problems import KINDS
 
 if TYPE_CHECKING:
@@ -81,7 +83,14 @@ def compare(
             on_pairs=folder.add_pairs if folder is not None else None,
         )
         written = folder.finish(comparison) if folder is not None else []
-    _print(comparison, layout)
+    try:
+        _print(comparison, layout)
+    except BrokenPipeError:  # the reader has seen enough: no error, click knows
+        raise
+    except OSError as error:
+        # what is left in the buffer would fail once more when the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"standard output: cannot write: {error.strerror}") from error
     if written:
         click.echo(f"written to {output}: {', '.join(path.name for path in written)}", err=True)
 

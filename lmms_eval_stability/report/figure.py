@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..comparison import Comparison
 from ..divergence import AVERAGE, Divergence, Rate
+from .values import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +40,7 @@ def save_figure(comparison: Comparison, path: Path, kind: str) -> None:
     _draw(axes, drawn)
     _name(axes, drawn, several_runs=len(comparison.runs) > 1)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
-    axes.set_title(f"Divergence from {comparison.label}", loc="left", parse_math=False)
+    axes.set_title(printable(f"Divergence from {comparison.label}"), loc="left", parse_math=False)
     if len(drawn) < len(rows):
         axes.annotate(f"not drawn: {len(rows) - len(drawn)} tasks without a score from 0 to 1", (0.02, 0.02),
                       xycoords="axes fraction", fontsize=8)  # fmt: skip
@@ -93,7 +94,7 @@ def _name(axes: Axes, rows: list[Divergence], several_runs: bool) -> None:
         taken.append((x, y))
         inward = x > 0.6
         axes.annotate(
-            " · ".join([row.task] * (several_tasks or not several_runs) + [row.run] * several_runs),
+            printable(" · ".join([row.task] * (several_tasks or not several_runs) + [row.run] * several_runs)),
             (x, y),
             xycoords="axes fraction",
             xytext=(-7 if inward else 7, 0),

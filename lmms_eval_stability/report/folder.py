@@ -48,7 +48,7 @@ class ReportFolder:
         try:
             self._created = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._pairs = self._temporary("pairs.csv").open("w", encoding="utf-8", newline="")
+            self._pairs = self._temporary("pairs.csv").open("w", encoding="utf-8", errors="replace", newline="")
         except OSError as error:
             raise self._failure(error) from error
         self._writer = csv.writer(self._pairs, lineterminator="\n")
@@ -77,7 +77,7 @@ class ReportFolder:
                 "divergence.csv": to_csv(comparison),
                 "divergence.md": to_markdown(comparison),
             }.items():
-                self._temporary(name).write_text(text, encoding="utf-8")
+                self._temporary(name).write_text(text, encoding="utf-8", errors="replace")
             for suffix in ("png", "svg"):
                 save_figure(comparison, self._temporary(f"divergence.{suffix}"), suffix)
             written = list(self._pending)

@@ -10,6 +10,11 @@ from ..divergence import Divergence, Rate
 NOTHING = "–"
 
 
+def printable(text: str) -> str:
+    """The text without lone surrogates, which stand for bytes of odd file names and which no file or font takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def decimals(rows: tuple[Divergence, ...]) -> int:
     """Digits after the point of percentages: two once a task has so many samples that the second one counts."""
     return 2 if max((row.n for row in rows), default=0) >= 2000 else 1

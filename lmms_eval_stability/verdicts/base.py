@@ -20,6 +20,9 @@ OK, EMPTY, FAILED, UNSCORED = "ok", "empty", "failed", "unscored"
 #: Scores are sums of thirds and tenths: 0.9 may be logged as 0.8999999999999999.
 TOLERANCE = 1e-6
 
+#: A number beyond this is no score, and sums of such numbers overflow.
+LARGEST_SCORE = 1e15
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -63,7 +66,7 @@ def judge_line(row: dict[str, Any], adapter: Adapter, metric: str, correct_at: f
     counts = row.get("token_counts") or [None]
     failed = isinstance(counts[0], dict) and bool(counts[0].get("error"))
     score = as_number(row.get(metric))
-    finite = abs(score) < float("inf")  # False for nan, too
+    finite = abs(score) <= LARGEST_SCORE  # False for nan, too
     status = FAILED if failed else UNSCORED if not finite else OK if response.strip() else EMPTY
     correct = status in (OK, EMPTY) and score >= correct_at - TOLERANCE
     return Verdict(prediction, score, correct, status)
@@ -89,12 +92,13 @@ def judge(table: SampleTable, adapter: Adapter, correct_at: float = 0.9) -> Samp
         for response, logged in zip(responses, frame["logged_prediction"].tolist(), strict=True)
     ]
     score = frame["score"].to_numpy()
+    scored = np.abs(score) <= LARGEST_SCORE  # False for nan, too
     status = np.full(len(frame), OK, dtype=object)
     status[np.fromiter((text in blank for text in responses), dtype=bool, count=len(responses))] = EMPTY
-    status[~np.isfinite(score)] = UNSCORED
+    status[~scored] = UNSCORED
     status[frame["error"].notna().to_numpy()] = FAILED
     with np.errstate(invalid="ignore"):
-        correct = np.isfinite(score) & (score >= correct_at - TOLERANCE) & (status != FAILED)
+        correct = scored & (score >= correct_at - TOLERANCE) & (status != FAILED)
     judged = frame.assign(
         prediction=pd.Series(np.array(predictions, dtype=object), index=frame.index, dtype=object),
         correct=correct,
