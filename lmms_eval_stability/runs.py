@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from .errors import OptionError, RunFormatError, RunNotFoundError
+from .errors import RunFormatError, RunNotFoundError
 from .samples import SampleTable, as_number, python_json, read_samples, results_name, samples_name
 from .verdicts import adapter_for
 
@@ -84,19 +84,20 @@ class Run:
 
         Args:
             task: one of `sample_files`.
-            metric: which logged number is the score; by default the first of the task's metric list that the log has.
+            metric: which logged number is the score; by default the first of the task's metric list that the log has,
+                and without a results JSON a usual name or the only number there is.
             pool: texts to share with other tables, see `read_samples`.
         """
         if task not in self.sample_files:
             known = ", ".join(self.sample_files)
             raise RunNotFoundError(f"{self.name}: no samples of task {task}; it has {known}")
         path = self.sample_files[task]
-        adapter = adapter_for(task)
-        candidates = (metric,) if metric else (*self.task(task).metrics, *adapter.metrics)
-        table = read_samples(path, task, adapter, candidates, pool)
-        if metric and table.metric not in ("", metric):
-            raise OptionError(f"task {task}, {path}: no metric {metric!r} in the log; --metric {table.metric} is there")
-        return table
+        adapter, stated = adapter_for(task), self.task(task).metrics
+        if metric or stated:
+            # the adapter of just any task guesses: what the results JSON states counts before that
+            names = (metric,) if metric else (*stated, *(adapter.metrics if adapter.tasks else ()))
+            return read_samples(path, task, adapter, names, pool, only=True)
+        return read_samples(path, task, adapter, adapter.metrics, pool)
 
 
 def load_run(path: str | Path) -> Run:
@@ -185,17 +186,27 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def _first_facts(sample_files: Iterable[Path]) -> dict[str, Any]:
-    """What the model wrote about the run beside its first answer; empty when it wrote nothing there."""
+    """What the model wrote about the run beside one of its first answers; empty when it wrote nothing.
+
+    Batches and several processes put it into any line. Only lines that can hold it are parsed.
+    """
     for path in sample_files:
         try:
-            with path.open("rb") as stream:
-                row = orjson.loads(stream.readline().removeprefix(b"\xef\xbb\xbf"))
-            facts = row["token_counts"][0]["run"]
-        except (OSError, ValueError, LookupError, TypeError):
-            continue  # whatever is wrong with this line is found, and named, when the file is read
-        if isinstance(facts, dict):
-            return facts
+            with path.open("rb", buffering=1 << 20) as stream:
+                for line in stream:
+                    if b'"run"' in line and (facts := _facts(line)):
+                        return facts
+        except OSError:
+            continue  # named when the file is read
     return {}
+
+
+def _facts(line: bytes) -> dict[str, Any]:
+    try:
+        facts = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))["token_counts"][0]["run"]
+    except (ValueError, LookupError, TypeError):
+        return {}  # whatever is wrong with this line is found, and named, when the file is read
+    return facts if isinstance(facts, dict) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -51,9 +51,12 @@ class SampleTable:
     missing), fingerprint (text or None), error (text or None).
 
     Attributes:
-        metric: key of the line from which `score` was taken; empty when no line was usable.
+        metric: key of the lines from which `score` was taken; empty when no line was usable.
         n_bad: number of lines that are no sample record; `bad_lines` holds the first few.
         facts: what the run wrote about itself (versions, dtype, kernel, device), from the first line that carries it.
+        n_choices: rows whose answer is the choice that log-likelihoods make, see `answer_of`.
+        first_list: number of the first line whose answer is neither a text nor a choice; 0 for none.
+        n_measured: rows that carry measurements of their model.
     """
 
     task: str
@@ -63,6 +66,9 @@ class SampleTable:
     n_bad: int = 0
     bad_lines: tuple[BadLine, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    n_choices: int = 0
+    first_list: int = 0
+    n_measured: int = 0
 
 
 class _Columns:
@@ -77,6 +83,7 @@ class _Columns:
         self.fingerprint: list[str | None] = []
         self.error: list[str | None] = []
         self.facts: dict[str, Any] = {}
+        self.n_choices = self.first_list = self.n_measured = 0
         self.metric = ""
         self._logged = adapter.logged_prediction
         self._intern = pool.setdefault
@@ -87,10 +94,15 @@ class _Columns:
         if type(doc_id) is not int or not -(2**63) <= doc_id < 2**63:
             raise ValueError("doc_id is not an integer")
         target, prompt, response = row["target"], row["input"], row["filtered_resps"]
-        if not (type(target) is type(prompt) is type(response) is str):
-            target, prompt, response = as_text(target), as_text(prompt), as_text(response)
+        if not (type(target) is type(prompt) is str):
+            target, prompt = as_text(target), as_text(prompt)
         value = row.get(self.metric)
         prediction = None if self._logged is None else self._logged(row)
+        if type(response) is not str:
+            response, kind = answer_of(response)
+            self.n_choices += kind == CHOICE
+            if kind == LIST and prediction is None:
+                self.first_list = self.first_list or number
         intern = self._intern
         self.doc_id.append(doc_id)
         self.line.append(number)
@@ -106,6 +118,7 @@ class _Columns:
         fingerprint = error = None
         if type(counts) is list and counts and type(counts[0]) is dict:
             measured = counts[0]
+            self.n_measured += bool(measured)
             fingerprint, error = measured.get("input_fingerprint"), measured.get("error")
             if not self.facts and isinstance(measured.get("run"), dict):
                 self.facts = measured["run"]
@@ -135,7 +148,12 @@ class _Columns:
 
 
 def read_samples(
-    path: Path, task: str, adapter: Adapter, candidates: tuple[str, ...] = (), pool: dict[str, str] | None = None
+    path: Path,
+    task: str,
+    adapter: Adapter,
+    candidates: tuple[str, ...] = (),
+    pool: dict[str, str] | None = None,
+    only: bool = False,
 ) -> SampleTable:
     """Read a `*_samples_<task>.jsonl` file.
 
@@ -143,24 +161,37 @@ def read_samples(
         path: the file.
         task: lmms-eval task name.
         adapter: says where the benchmark's own normalised answer stands, if anywhere.
-        candidates: metric names in order of preference; without any match the first number in the first line counts.
+        candidates: metric names in order of preference.
         pool: texts seen so far; pass the same one for both runs of a comparison to hold common texts once.
+        only: nothing but the candidates can be the score; otherwise the only number of the lines counts, too.
+
+    Raises RunFormatError when it is not clear which number is the score.
     """
     columns = _Columns(adapter, {} if pool is None else pool)
+    columns.metric = find_metric(path, candidates, only, f"task {task}, {path}")
     bad: list[BadLine] = []
     n_bad = 0
     for number, row in _rows(path):
         try:
             if isinstance(row, str):
                 raise ValueError(row)
-            if not columns.metric:
-                columns.metric = choose_metric(_checked(row), candidates, f"task {task}, {path}")
             columns.add(number, row)
         except (KeyError, TypeError, ValueError) as problem:
             n_bad += 1
             if len(bad) < EXAMPLES:
                 bad.append(BadLine(number, _reason(problem)))
-    return SampleTable(task, path, columns.metric, columns.frame(), n_bad, tuple(bad), columns.facts)
+    return SampleTable(
+        task,
+        path,
+        columns.metric,
+        columns.frame(),
+        n_bad,
+        tuple(bad),
+        columns.facts,
+        columns.n_choices,
+        columns.first_list,
+        columns.n_measured,
+    )
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -202,32 +233,44 @@ def _slow_parse(line: bytes) -> Row | str:
     return row if isinstance(row, dict) else "not a JSON object"
 
 
-def _checked(row: Row) -> Row:
-    """The row, when it has what every sample record has; KeyError otherwise."""
-    for name in _REQUIRED:
-        if name not in row:
-            raise KeyError(name)
-    return row
-
-
 def _reason(problem: Exception) -> str:
     return f"no {problem.args[0]!r}" if isinstance(problem, KeyError) else str(problem)
 
 
-def choose_metric(row: Row, candidates: tuple[str, ...], where: str) -> str:
-    """The metric key to read scores from: the first candidate the line has, else the line's first number.
+def find_metric(path: Path, candidates: tuple[str, ...], only: bool, where: str) -> str:
+    """The metric key to read scores from: the first candidate that any line has, else the only number of the lines.
 
-    Raises RunFormatError when the line holds no number at all; its message lists the keys there are.
+    Tasks with several metrics may log another one in every line (MME does), so that no single line decides. The search
+    ends at the first line that has the first candidate, which normally is the first line.
+
+    Raises RunFormatError when there is nothing to choose; its message lists the numbers there are. An empty text stands
+    for a log without any usable line.
     """
+    found: set[str] = set()
+    numbers: dict[str, None] = {}
+    for _, row in _rows(path):
+        if isinstance(row, str) or any(name not in row for name in _REQUIRED):
+            continue
+        if candidates and candidates[0] in row:
+            return candidates[0]
+        found |= row.keys()
+        for name, value in row.items():
+            # a float is a score even when it is NaN: the row then counts as unscored, and the metric is still known
+            if name not in RESERVED and (isinstance(value, float) or not math.isnan(as_number(value))):
+                numbers.setdefault(name)
     for name in candidates:
-        if name in row:
+        if name in found:
             return name
-    for name, value in row.items():
-        # a float is a score even when it is NaN: the row then counts as unscored, and the metric is still known
-        if name not in RESERVED and (isinstance(value, float) or not math.isnan(as_number(value))):
-            return name
-    keys = ", ".join(sorted(row.keys() - RESERVED)) or "none"
-    raise RunFormatError(f"{where}: no numeric metric in the log (keys: {keys}); name one with --metric")
+    if not found:
+        return ""
+    if not only and len(numbers) == 1:
+        return next(iter(numbers))
+    if not numbers:
+        keys = ", ".join(sorted(found - RESERVED)) or "none"
+        raise RunFormatError(f"{where}: no numeric metric in the log (keys: {keys})")
+    names = " or ".join(map(repr, dict.fromkeys(candidates)))
+    wanted = f"no metric {names} in the log" if only else "several numbers in the log"
+    raise RunFormatError(f"{where}: {wanted}, which has {', '.join(numbers)}; name one with --metric")
 
 
 def as_number(value: Any) -> float:
@@ -242,8 +285,46 @@ def as_number(value: Any) -> float:
     return {"True": 1.0, "False": 0.0}.get(value, math.nan) if isinstance(value, str) else math.nan
 
 
+#: Kinds of answers: a text, the choice that log-likelihoods make, several answers that no rule here reduces to one.
+TEXT, CHOICE, LIST = "text", "choice", "list"
+
+
+def answer_of(value: Any) -> tuple[str, str]:
+    """A logged answer as text, and its kind.
+
+    Lists of one stand for their item; null, empty lists and lists of blanks for no answer. Multiple choice by
+    log-likelihood is logged as one [number, greedy] pair per choice. The numbers differ in their last digits between
+    any two runs; the answer is the choice with the least of them, as lmms-eval scores it (its models log losses).
+    """
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, str):
+        return value, TEXT
+    if value is None or (isinstance(value, list) and all(_is_blank(item) for item in value)):
+        return "", TEXT
+    if not isinstance(value, (list, dict)):
+        return as_text(value), TEXT
+    if isinstance(value, list) and all(_is_likelihood(item) for item in value):
+        numbers = [item[0] for item in value]
+        return f"choice {numbers.index(min(numbers)) + 1}", CHOICE
+    return as_text(value), LIST
+
+
+def _is_blank(item: Any) -> bool:
+    return item is None or item == [] or (isinstance(item, str) and not item.strip())
+
+
+def _is_likelihood(item: Any) -> bool:
+    """Whether this is [number, whether greedy decoding gives this choice]; flags may be logged as text."""
+    if not (isinstance(item, list) and len(item) == 2):
+        return False
+    number, greedy = item
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool) and not math.isnan(number)
+    return is_number and (isinstance(greedy, bool) or greedy in ("True", "False"))
+
+
 def as_text(value: Any) -> str:
-    """A logged answer as text: a str as it is, anything else (lists of multiple-choice requests) as JSON."""
+    """A logged value as text: a str as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..samples import as_number, as_text
+from ..samples import answer_of, as_number
 
 if TYPE_CHECKING:
     from ..samples import Row, SampleTable
@@ -59,7 +59,7 @@ class Verdict:
 
 def judge_line(row: dict[str, Any], adapter: Adapter, metric: str, correct_at: float = 0.9) -> Verdict:
     """The verdict on one line of a samples file, e.g. to look at a single document."""
-    response = as_text(row["filtered_resps"])
+    response, _ = answer_of(row["filtered_resps"])
     prediction = adapter.logged_prediction(row) if adapter.logged_prediction else None
     if prediction is None:
         prediction = adapter.normalise(response)

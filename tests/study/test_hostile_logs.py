@@ -203,7 +203,7 @@ def test_unusual_numbers_of_the_log_do_not_crash(base: Path, fastv: Path, run_co
     [
         (("--accept", "everything"), "--accept does not know everything; known are unpaired"),
         (("--task", "nope"), "--task nope: not in these runs; they have gqa"),
-        (("--metric", "nope"), "no metric 'nope' in the log; --metric exact_match is there"),
+        (("--metric", "nope"), "no metric 'nope' in the log, which has exact_match; name one with --metric"),
         (("--metric", "gqa=nope"), "no metric 'nope' in the log"),
         (("--correct-at", "nan"), "--correct-at nan: must be a finite number"),
     ],
@@ -221,7 +221,8 @@ def test_lower_is_better_is_refused(base: Path, write_run: WriteRun, run_compare
 
 def test_different_metrics_are_refused(base: Path, write_run: WriteRun, run_compare: Compare) -> None:
     rows = [{**{k: v for k, v in row.items() if k != "exact_match"}, "anls": 1.0} for row in FASTV]
-    run = write_run("anls", {"gqa": rows}, model="x")
+    configs = {"gqa": {"metric_list": [{"metric": "anls"}]}}
+    run = write_run("anls", {"gqa": rows}, model="x", configs=configs)
     refused(run_compare(base, run), "logs exact_match", "logs anls", "--metric")
 
 

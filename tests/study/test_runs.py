@@ -123,6 +123,14 @@ def test_labels_show_default_arguments_of_a_method_that_logs_them(write_run: Wri
     assert labels([base, fastv]) == ["llava_baseline", "llava_fastv (k=3, r=0.5)"]
 
 
+def test_what_a_run_wrote_about_itself_is_found_in_any_line(write_run: WriteRun) -> None:
+    """Batches and processes write their answers in any order; an answer that talks of a "run" is no fact."""
+    facts = {"method_args": {"k": 3}}
+    late = {**BASE[3], "token_counts": [{"output_tokens": 1, "run": facts}]}
+    rows = [{**BASE[0], "filtered_resps": "run"}, {**BASE[1], "run": {"k": 9}}, BASE[2], late]
+    assert load_run(write_run("late", {"aaa": BASE, "gqa": rows})).facts == facts
+
+
 def test_equal_labels_get_the_folder_then_the_timestamp(write_run: WriteRun) -> None:
     a, b = write_run("one", {"gqa": BASE}), write_run("two", {"gqa": BASE})
     assert labels([load_run(a), load_run(b)]) == ["llava_baseline [one]", "llava_baseline [two]"]

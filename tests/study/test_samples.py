@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lmms_eval_stability.errors import RunFormatError
-from lmms_eval_stability.samples import as_number, choose_metric, read_samples
+from lmms_eval_stability.samples import answer_of, as_number, find_metric, read_samples
 from lmms_eval_stability.verdicts import adapter_for
 
 from .conftest import Row, sample
@@ -101,8 +101,37 @@ def test_lone_surrogates_become_writable_text(log: Path) -> None:
     assert frame["response"].iloc[0].startswith("x")
 
 
-def test_answers_that_are_no_text_are_kept_as_json(log: Path) -> None:
-    assert read(log, [sample(0, ["a", 1], 1.0)]).frame["response"].tolist() == ['["a", 1]']
+@pytest.mark.parametrize(
+    ("answer", "text", "kind"),
+    [
+        ("yes", "yes", "text"),
+        (["yes"], "yes", "text"),
+        ([["yes"]], "yes", "text"),
+        (None, "", "text"),
+        ([], "", "text"),
+        ([None], "", "text"),
+        ([""], "", "text"),
+        (["", "  "], "", "text"),
+        (3, "3", "text"),
+        # lmms-eval's multiple choice takes the least number: its models return losses
+        ([[1.2, "False"], [0.3, "True"], [0.9, "False"]], "choice 2", "choice"),
+        ([[1.2, False], [0.3, True]], "choice 2", "choice"),
+        ([[0.3, False], [0.3, True]], "choice 1", "choice"),
+        (["a", 1], '["a", 1]', "list"),
+        (["a", "b"], '["a", "b"]', "list"),
+        ([[math.nan, False], [0.3, True]], "[[NaN, false], [0.3, true]]", "list"),
+        ({"a": 1}, '{"a": 1}', "list"),
+    ],
+)
+def test_answers_that_are_no_text(answer: object, text: str, kind: str) -> None:
+    assert answer_of(answer) == (text, kind)
+
+
+def test_a_table_counts_choices_lists_and_measured_rows(log: Path) -> None:
+    choice = [[0.1, "True"], [0.2, "False"]]
+    table = read(log, [sample(0, choice, 1, token_counts=[None]), sample(1, ["a", "b"], 1.0), sample(2, ["a", 1], 1.0)])
+    assert table.frame["response"].tolist() == ["choice 1", '["a", "b"]', '["a", 1]']
+    assert (table.n_choices, table.first_list, table.n_measured) == (1, 2, 2)
 
 
 def test_texts_are_shared_between_runs(log: Path) -> None:
@@ -132,11 +161,31 @@ def test_numbers_as_logged(value: object, number: float) -> None:
     assert found == number or (math.isnan(found) and math.isnan(number))
 
 
-def test_metric_is_the_first_wanted_one_else_the_first_number() -> None:
-    row = {"doc_id": 3, "anls": 0.5, "acc": 1.0, "submission": {"score": 1}, "note": "x"}
-    assert choose_metric(row, ("exact_match", "acc"), "here") == "acc"
-    assert choose_metric(row, (), "here") == "anls"
-    with pytest.raises(
-        RunFormatError, match=r"here: no numeric metric in the log \(keys: note\); name one with --metric"
-    ):
-        choose_metric({"doc_id": 3, "note": "x", "submission": {}}, (), "here")
+def metric_of(log: Path, rows: list[dict[str, object]], candidates: tuple[str, ...], only: bool = False) -> str:
+    common = {"target": "t", "input": "i", "filtered_resps": "a"}
+    log.write_bytes(b"".join(json.dumps({"doc_id": i, **common, **row}).encode() + b"\n" for i, row in enumerate(rows)))
+    return find_metric(log, candidates, only, "here")
+
+
+def test_metric_is_the_first_wanted_one_else_the_only_number(log: Path) -> None:
+    row = {"anls": 0.5, "acc": 1.0, "submission": {"score": 1}, "note": "x"}
+    assert metric_of(log, [row], ("exact_match", "acc")) == "acc"
+    assert metric_of(log, [{"anls": 0.5, "note": "x"}], ()) == "anls"
+    assert metric_of(log, [], ("exact_match",)) == ""
+    with pytest.raises(RunFormatError, match=r"here: no numeric metric in the log \(keys: note\)"):
+        metric_of(log, [{"note": "x", "submission": {}}], ())
+
+
+def test_no_line_alone_decides_the_metric(log: Path) -> None:
+    rows = [{"mme_cognition_score": 1.0}, {"mme_perception_score": 0.0}]
+    both = ("mme_perception_score", "mme_cognition_score")
+    assert metric_of(log, rows, both, only=True) == "mme_perception_score"
+    assert metric_of(log, rows, ("nope", "mme_perception_score"), only=True) == "mme_perception_score"
+
+
+def test_a_question_id_never_becomes_the_score(log: Path) -> None:
+    rows = [{"question_id": 1000, "anls_x": 1.0}]
+    with pytest.raises(RunFormatError, match="several numbers in the log, which has question_id, anls_x; name one"):
+        metric_of(log, rows, ("exact_match",))
+    with pytest.raises(RunFormatError, match="no metric 'ANLS' in the log, which has question_id; name one with"):
+        metric_of(log, [{"question_id": 1000}], ("ANLS",), only=True)
