@@ -35,7 +35,7 @@ def draw(log: Sequence[dict[str, Any]], path: Path) -> None:
             color="black" if bold else None,
             linewidth=2.5 if bold else 1.2,
         )
-    accuracy.set(xlabel="minutes", ylabel="validation accuracy", ylim=(0, 1))
+    accuracy.set(xlabel="minutes", ylabel="validation accuracy", ylim=(0, 1.02))
     accuracy.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
