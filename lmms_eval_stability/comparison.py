@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from .confounders import Confounder, confounders, labels
 from .divergence import Divergence, average, diverge, with_rerun
-from .errors import OptionError, PairingError
+from .errors import OptionError, PairingError, RunFormatError
 from .pairing import PairedSamples, pair_samples
 from .problems import Problem, parse_accept
 from .runs import Run, load_run
 from .samples import SampleTable
-from .verdicts import adapter_for, judge
+from .verdicts import CHOICE, Adapter, adapter_for, judge
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -236,7 +236,20 @@ class _Comparer:
             raise OptionError(f"task {task}, {run.name}: less {table.metric} is better; name another one with --metric")
         if table.facts:
             self.facts.setdefault(run.name, table.facts)
-        return judge(table, adapter_for(task), self.choices.correct_at)
+        if table.first_list:
+            raise RunFormatError(
+                f"task {task}, {table.path}: the answer in line {table.first_list} is a list, and no adapter says what "
+                "its prediction is; compare the other tasks by name with --task"
+            )
+        return judge(table, self._adapter(task, table), self.choices.correct_at)
+
+    def _adapter(self, task: str, table: SampleTable) -> Adapter:
+        """The rules for a task's answers: the same ones for the baseline and all runs."""
+        stated = (run.task(task).exact_match for run in (self.base, *self.runs))
+        options = next((one for one in stated if one is not None), None)
+        adapter = adapter_for(task, options if table.metric == "exact_match" else None)
+        all_choices = 0 < table.n_choices == len(table.frame)
+        return CHOICE if all_choices and not adapter.tasks else adapter
 
     def _pair(self, base: SampleTable, other: SampleTable, run: Run) -> PairedSamples | None:
         """The pairs; None when they are refused. Problems go where they belong."""

@@ -38,6 +38,8 @@ class Divergence:
     Attributes:
         n: pairs (their sum, for the average).
         metric: the logged number that is the score. `correct_at`: least score that counts as correct.
+        adapter: name of the rules by which answers are compared, "text" where the benchmark's are not known; "mixed"
+            for an average over several.
         score_unit: "fraction" when both scores lie in [0, 1] (shown in percent), else "native" (shown as they are);
             "mixed" for an average over both, which then has no scores.
         score_source: "results" for lmms-eval's own scores, "pairs" for means over the pairs, when those are not over
@@ -79,6 +81,7 @@ class Divergence:
     same_prediction_flips: int = 0
     fingerprints_compared: int = 0
     fingerprints_equal: int = 0
+    adapter: str = ""
     accepted: dict[str, int] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
@@ -175,6 +178,7 @@ def diverge(
         same_prediction_flips=int(((flip != "") & ~changed).sum()),
         fingerprints_compared=pairs.fingerprints_compared,
         fingerprints_equal=pairs.fingerprints_equal,
+        adapter=pairs.adapter,
         accepted=_counts(pairs),
     )
 
@@ -242,5 +246,6 @@ def average(rows: Sequence[Divergence]) -> Divergence:
         same_prediction_flips=sum(row.same_prediction_flips for row in rows),
         fingerprints_compared=sum(row.fingerprints_compared for row in rows),
         fingerprints_equal=sum(row.fingerprints_equal for row in rows),
+        adapter=rows[0].adapter if len({row.adapter for row in rows}) == 1 else "mixed",
         accepted=accepted,
     )

@@ -32,7 +32,7 @@ class PairedSamples:
     in the baseline and wrong in the run; "positive": the other way round; "" otherwise).
 
     Attributes:
-        metric: the logged number that the scores are.
+        metric: the logged number that the scores are. `adapter`: name of the rules that made the predictions.
         problems: what was found and accepted, with counts.
         complete: every row of both logs is in `frame`, so the runs' native scores are over the same documents.
         mean_baseline, mean_run: mean score over all scored documents of each log, paired or not; nan for none.
@@ -48,6 +48,7 @@ class PairedSamples:
     mean_run: float = float("nan")
     fingerprints_compared: int = 0
     fingerprints_equal: int = 0
+    adapter: str = ""
 
 
 def pair_samples(baseline: SampleTable, run: SampleTable, accept: Collection[str] = ()) -> PairedSamples:
@@ -80,6 +81,7 @@ def pair_samples(baseline: SampleTable, run: SampleTable, accept: Collection[str
         mean_run=_mean_score(right),
         fingerprints_compared=compared,
         fingerprints_equal=equal,
+        adapter=baseline.adapter,
     )
 
 

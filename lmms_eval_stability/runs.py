@@ -31,6 +31,7 @@ class TaskInfo:
         lower_is_better: metrics of which less is better.
         n_samples: how many documents lmms-eval says it evaluated; None when not stated.
         settings: generation arguments and prompt arguments of the task, for the list of confounders.
+        exact_match: options of lmms-eval's own exact match where that scored the answers; None where it did not.
     """
 
     version: str = ""
@@ -40,6 +41,7 @@ class TaskInfo:
     lower_is_better: frozenset[str] = frozenset()
     n_samples: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    exact_match: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,9 @@ def _task_info(results: Mapping[str, Any], task: str) -> TaskInfo:
     names = [str(entry["metric"]) for entry in entries if isinstance(entry, dict) and entry.get("metric")]
     if config.get("score_key"):
         names.append(str(config["score_key"]))
+    # a task with its own scoring may report an exact match of its own
+    own_scoring = bool(config.get("process_results"))
+    exact = [e for e in entries if isinstance(e, dict) and e.get("metric") == "exact_match" and not own_scoring]
     native: dict[str, float] = {}
     filters: dict[str, None] = {}
     for key, value in _section(_section(results, "results"), task).items():
@@ -256,6 +261,7 @@ def _task_info(results: Mapping[str, Any], task: str) -> TaskInfo:
         lower_is_better=frozenset(metric for metric, higher in better.items() if higher is False),
         n_samples=evaluated if isinstance(evaluated, int) else None,
         settings={key: config[key] for key in ("generation_kwargs", "lmms_eval_specific_kwargs") if key in config},
+        exact_match=exact[0] if exact else None,
     )
 
 

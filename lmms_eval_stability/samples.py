@@ -57,6 +57,7 @@ class SampleTable:
         n_choices: rows whose answer is the choice that log-likelihoods make, see `answer_of`.
         first_list: number of the first line whose answer is neither a text nor a choice; 0 for none.
         n_measured: rows that carry measurements of their model.
+        adapter: name of the rules by which the answers were judged; empty before that.
     """
 
     task: str
@@ -69,6 +70,7 @@ class SampleTable:
     n_choices: int = 0
     first_list: int = 0
     n_measured: int = 0
+    adapter: str = ""
 
 
 class _Columns:

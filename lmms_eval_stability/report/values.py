@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import isnan
 
 from ..comparison import RunComparison
-from ..divergence import Divergence, Rate
+from ..divergence import AVERAGE, Divergence, Rate
+from ..verdicts import GENERIC
 
 NOTHING = "–"
 
@@ -47,9 +48,15 @@ def p_value(value: float) -> str:
 def heading(run: RunComparison, baseline: str, correct_at: float) -> str:
     """What is compared with what, and how answers became right or wrong."""
     soft = any(row.soft for row in run.rows)
-    return f"{run.label} against {baseline} · answers as scored" + (
-        f" · soft scores correct at {correct_at:g}" if soft else ""
-    )
+    tasks = [row for row in run.rows if row.task != AVERAGE]
+    unknown = [row.task for row in tasks if row.adapter == GENERIC.name]
+    if not unknown:
+        answers = "answers as scored"
+    elif len(unknown) == len(tasks):
+        answers = f"answers as text (no adapter for {', '.join(unknown)})"
+    else:
+        answers = f"answers as scored, those of {', '.join(unknown)} as text (no adapter)"
+    return f"{run.label} against {baseline} · {answers}" + (f" · soft scores correct at {correct_at:g}" if soft else "")
 
 
 def floor_lines(run: RunComparison) -> list[str]:
@@ -71,6 +78,11 @@ def footnotes(run: RunComparison) -> list[str]:
     else:
         inputs = "not logged by both runs (prompts and targets were compared as text)"
     different = "; ".join(map(str, run.confounders)) or "none"
-    lines = [f"input fingerprints: {inputs} · confounders: {different}"]
+    metrics = dict.fromkeys(row.metric for row in run.rows if row.task != AVERAGE)
+    if len(metrics) > 1:
+        scores = "scores: " + ", ".join(f"{row.metric} ({row.task})" for row in run.rows if row.task != AVERAGE)
+    else:
+        scores = f"score: {next(iter(metrics))}"
+    lines = [f"input fingerprints: {inputs} · confounders: {different}", scores]
     lines += [f"accepted: {problem.line()}" for problem in run.accepted]
     return lines + [f"warning: {warning}" for warning in run.warnings]

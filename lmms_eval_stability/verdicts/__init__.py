@@ -6,20 +6,26 @@ One small adapter per family of benchmarks, one module each. To add a benchmark:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from .base import Adapter, Verdict, judge, judge_line
-from .exact_match import GQA, SHAPES_VQA
-from .generic import GENERIC
+from .exact_match import GQA, SHAPES_VQA, adapter_of
+from .generic import CHOICE, GENERIC
 from .soft_vqa import SOFT_VQA, VQAV2
 
 ADAPTERS: tuple[Adapter, ...] = (GQA, SHAPES_VQA, VQAV2, SOFT_VQA)
 
-__all__ = ["ADAPTERS", "Adapter", "Verdict", "adapter_for", "judge", "judge_line"]
+__all__ = ["ADAPTERS", "CHOICE", "GENERIC", "Adapter", "Verdict", "adapter_for", "judge", "judge_line"]
 
 
-def adapter_for(task: str) -> Adapter:
+def adapter_for(task: str, exact_match: Mapping[str, Any] | None = None) -> Adapter:
     """The adapter of a task: the longest matching name wins; `gqa_lite` and `gqa_perturbed_image` are judged as `gqa`.
 
-    A task that no adapter names gets the generic one, which needs nothing but a number per sample.
+    A task that no adapter names gets the generic one, which needs nothing but a number per sample, unless
+    `exact_match` gives the options with which lmms-eval's own exact match compared its answers.
     """
     best = max(ADAPTERS, key=lambda adapter: adapter.matches(task))
-    return best if best.matches(task) else GENERIC
+    if best.matches(task):
+        return best
+    return (None if exact_match is None else adapter_of(exact_match)) or GENERIC

@@ -104,4 +104,4 @@ def judge(table: SampleTable, adapter: Adapter, correct_at: float = 0.9) -> Samp
         correct=correct,
         status=pd.Series(status, index=frame.index, dtype=object),
     )
-    return replace(table, frame=judged)
+    return replace(table, frame=judged, adapter=adapter.name)

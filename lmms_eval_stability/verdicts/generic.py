@@ -15,4 +15,7 @@ def normalise(answer: str) -> str:
     return " ".join(answer.lower().split())
 
 
-GENERIC = Adapter("numeric score", normalise, metrics=("exact_match", "acc", "accuracy", "score"))
+GENERIC = Adapter("text", normalise, metrics=("exact_match", "acc", "accuracy", "score"))
+
+#: Multiple choice by log-likelihood: the reader has already turned the numbers into the choice they make.
+CHOICE = Adapter("most likely choice", str)

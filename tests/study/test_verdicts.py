@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import random
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from lmms_eval_stability.samples import SampleTable, read_samples
 from lmms_eval_stability.verdicts import adapter_for, judge, judge_line
+from lmms_eval_stability.verdicts.exact_match import OPTIONS
 from lmms_eval_stability.verdicts.exact_match import normalise as exact_match
 from lmms_eval_stability.verdicts.generic import normalise as generic
 from lmms_eval_stability.verdicts.soft_vqa import CONTRACTIONS, normalise, normalise_vqav2
@@ -115,6 +117,27 @@ def test_exact_match_equals_lmms_evals_rule() -> None:
         assert exact_match(answer) == str(numpy.char.translate(lowered, table=table)[0])
 
 
+@pytest.mark.parametrize("ignore", [(), ("ignore_case",), ("ignore_punctuation",), ("ignore_numbers",), OPTIONS[1:]])
+def test_exact_match_by_options_equals_lmms_evals_rule(ignore: tuple[str, ...]) -> None:
+    adapter = adapter_for(
+        "any", {"metric": "exact_match", **dict.fromkeys(ignore, True), "regexes_to_ignore": [r"\.5"]}
+    )
+    answers = [answer.strip() for answer in generated(2000)]
+    expected = numpy.array([re.sub(r"\.5", "", answer) for answer in answers])
+    if "ignore_case" in ignore:
+        expected = numpy.char.lower(expected)
+    for option, characters in (("ignore_punctuation", string.punctuation), ("ignore_numbers", string.digits)):
+        if option in ignore:
+            expected = numpy.char.translate(expected, table=str.maketrans("", "", characters))
+    assert [adapter.normalise(answer) for answer in answers] == expected.tolist()
+
+
+@pytest.mark.parametrize("pattern", ["(", 3, [3]])
+def test_broken_options_of_exact_match_leave_the_text(pattern: object) -> None:
+    assert adapter_for("any", {"regexes_to_ignore": pattern}).name == "text"
+    assert adapter_for("any", {"regexes_to_ignore": [pattern]}).name == "text"
+
+
 def test_the_generic_prediction_keeps_what_may_matter() -> None:
     assert generic("  The  Answer\nis 3.5 ") == "the answer is 3.5"
     assert generic("3.5") != generic("35")
@@ -139,8 +162,8 @@ def test_lite_and_perturbed_tasks_are_judged_like_their_base(task: str, like: st
 
 
 @pytest.mark.parametrize("task", ["mme", "gqasomething", "my_gqa", ""])
-def test_any_other_task_is_judged_by_its_number(task: str) -> None:
-    assert adapter_for(task).name == "numeric score"
+def test_of_any_other_task_the_text_is_compared(task: str) -> None:
+    assert adapter_for(task).name == "text"
 
 
 def test_vqav2_and_textvqa_differ_in_the_server_rule() -> None:
