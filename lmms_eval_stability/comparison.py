@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .confounders import Confounder, confounders, labels
+from .confounders import Confounder, confounders, labels, other_subject
 from .divergence import Divergence, average, diverge, with_rerun
+from .doubts import doubtful_logs, doubtful_scores, short_log
 from .errors import OptionError, PairingError, RunFormatError
 from .pairing import PairedSamples, pair_samples
 from .problems import Problem, parse_accept
@@ -49,13 +50,17 @@ class RunComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs against one baseline. `rerun` is the baseline's own re-run when there is one."""
+    """All runs against one baseline.
+
+    `rerun` is the baseline's own re-run when there is one, `rerun_confounders` the settings in which it differs.
+    """
 
     label: str
     baseline: Run
     runs: tuple[RunComparison, ...]
     correct_at: float
     rerun: Run | None = None
+    rerun_confounders: tuple[Confounder, ...] = ()
 
     def records(self) -> list[dict[str, Any]]:
         """One dict per run and task (and average), nan as None; keys as in `divergence.Divergence`."""
@@ -114,17 +119,19 @@ def compare_runs(
     if not math.isfinite(correct_at):
         raise OptionError(f"--correct-at {correct_at}: must be a finite number")
     choices = Choices(correct_at, parse_accept(accept), tuple(tasks), _metrics(metric))
-    base, *others = [_load(run) for run in (baseline, *runs)]
-    again = None if rerun is None else _load(rerun)
+    base, *others = [_load(run, choices) for run in (baseline, *runs)]
+    again = None if rerun is None else _load(rerun, choices)
     for seen, run in enumerate(others, 1):
         _refuse_twin(run, [base, *others[: seen - 1]])
     if again is not None:
-        _refuse_twin(again, [base])
+        _refuse_twin(again, [base, *others])
+        if differs := other_subject(base, again):
+            raise OptionError(f"--rerun {again.name}: no re-run of {base.name}: {differs}")
     return _Comparer(base, others, again, choices, on_pairs).compare()
 
 
-def _load(run: str | Path | Run) -> Run:
-    return run if isinstance(run, Run) else load_run(run)
+def _load(run: str | Path | Run, choices: Choices) -> Run:
+    return run if isinstance(run, Run) else load_run(run, broken_results="results" in choices.accept)
 
 
 def _refuse_twin(run: Run, others: Sequence[Run]) -> None:
@@ -141,6 +148,8 @@ def _metrics(values: Sequence[str]) -> dict[str, str]:
     chosen = {}
     for value in values:
         task, _, name = value.rpartition("=")
+        if not name:
+            raise OptionError(f"--metric {value!r}: names no metric; expected NAME or TASK=NAME")
         chosen[task] = name
     return chosen
 
@@ -160,7 +169,7 @@ class _Comparer:
         self.facts: dict[str, Mapping[str, Any]] = {}
 
     def compare(self) -> Comparison:
-        self._check_runs()
+        self._check_results_files()
         for task in self._tasks():
             self._compare_task(task)
         if self.problems:
@@ -168,13 +177,22 @@ class _Comparer:
         if not any(self.rows):
             raise OptionError(f"{self.base.name}: no task in common with {', '.join(run.name for run in self.runs)}")
         finished = tuple(self._finish(i) for i in range(len(self.runs)))
-        return Comparison(self.base_label, self.base, finished, self.choices.correct_at, self.rerun)
+        tasks = tuple(row.task for row in finished[0].rows)
+        floor = () if self.rerun is None else self._confounders(self.rerun, tasks)
+        return Comparison(self.base_label, self.base, finished, self.choices.correct_at, self.rerun, floor)
 
-    def _check_runs(self) -> None:
+    def _check_results_files(self) -> None:
         for run in (self.base, *self.runs, *([self.rerun] if self.rerun else [])):
             if run.results_file is None:
                 where = str(run.folder / f"{run.run_id}_results.json")
-                self._report(Problem("results", "", where, 1), run)
+                examples = (run.results_error,) if run.results_error else ("missing",)
+                self._report(Problem("results", "", where, 1, examples), run)
+
+    def _check_described(self, task: str, run: Run) -> None:
+        """A results JSON of another run, say, leaves version, settings and native scores of this task unchecked."""
+        if run.results_file is not None and task not in run.tasks:
+            example = f"it describes {', '.join(run.tasks) or 'no task'}"
+            self._report(Problem("results", task, str(run.results_file), 1, (example,)), run)
 
     def _report(self, problem: Problem, run: Run) -> None:
         """Refuse a problem, or note it as accepted for the comparisons that it concerns."""
@@ -191,6 +209,9 @@ class _Comparer:
         unknown = [task for task in self.choices.tasks if task not in known]
         if unknown:
             raise OptionError(f"--task {', '.join(unknown)}: not in these runs; they have {', '.join(known)}")
+        unknown = [task for task in self.choices.metrics if task and task not in known]
+        if unknown:
+            raise OptionError(f"--metric for {', '.join(unknown)}: not in these runs; they have {', '.join(known)}")
         return [task for task in known if not self.choices.tasks or task in self.choices.tasks]
 
     def _compare_task(self, task: str) -> None:
@@ -199,10 +220,13 @@ class _Comparer:
         if not compared:
             return
         base = self._read(self.base, task, pool)
-        short = _short_log(self.base, base)
+        self._check_described(task, self.base)
+        notes = short_log(self.base, base)
         floor = None
         if self.rerun is not None and self._has_task(task, self.rerun):
-            floor = self._pair(base, self._read(self.rerun, task, pool), self.rerun)
+            table = self._read(self.rerun, task, pool)
+            notes += doubtful_logs(self.base, base, self.rerun, table)
+            floor = self._pair(base, table, self.rerun)
         for i, run in compared:
             table = self._read(run, task, pool)
             pairs = self._pair(base, table, run)
@@ -211,7 +235,8 @@ class _Comparer:
             native = _native(self.base, run, pairs)
             row = diverge(pairs, self.base_label, self.labels[i], self.choices.correct_at, native)
             self.rows[i].append(row if floor is None else with_rerun(row, floor))
-            self.warnings[i] += [*short, *_short_log(run, table), *_doubts(row, pairs, self.base, run)]
+            self.warnings[i] += [*notes, *short_log(run, table), *doubtful_logs(self.base, base, run, table)]
+            self.warnings[i] += doubtful_scores(row, pairs, self.base, run)
             if self.on_pairs is not None:
                 self.on_pairs(self.labels[i], pairs)
 
@@ -228,6 +253,8 @@ class _Comparer:
         if len(holders) == 2 and all(versions) and versions[0] != versions[1]:
             example = f"{versions[0]} against {versions[1]}"
             self._report(Problem("version", task, f"{self.base.name} and {run.name}", 1, (example,)), run)
+        if len(holders) == 2:
+            self._check_described(task, run)
         return len(holders) == 2
 
     def _read(self, run: Run, task: str, pool: dict[str, str]) -> SampleTable:
@@ -265,6 +292,9 @@ class _Comparer:
             return None
         for problem in pairs.problems:
             self._report(problem, run)
+        if pairs.frame.empty:
+            self.problems.append(Problem("no pairs", base.task, f"{base.path} and {other.path}", 0))
+            return None
         return pairs
 
     def _finish(self, i: int) -> RunComparison:
@@ -273,55 +303,27 @@ class _Comparer:
             if one.other_run_ids:
                 others = ", ".join(one.other_run_ids)
                 notes.append(f"{one.name} holds other runs too ({others}); compared is {one.run_id}")
+        if self.rerun is not None and (more := sorted(self.rerun.sample_files.keys() - self.base.sample_files.keys())):
+            notes.append(f"{self.rerun.name} (re-run) holds tasks that the baseline lacks: {', '.join(more)}")
+        unchecked = [one.name for one in (self.base, run, self.rerun) if one is not None and one.results_file is None]
+        if unchecked:
+            notes.append(f"settings not checked: no results JSON for {', '.join(unchecked)}")
         tasks = tuple(row.task for row in rows)
-        facts = (self.facts.get(self.base.name, {}), self.facts.get(run.name, {}))
         return RunComparison(
             label=self.labels[i],
             run=run,
             rows=(*rows, average(rows)) if len(rows) > 1 else tuple(rows),
-            confounders=confounders(self.base, run, facts, tasks),
+            confounders=self._confounders(run, tasks),
             accepted=tuple(dict.fromkeys(self.accepted[i])),
             warnings=tuple(dict.fromkeys(notes)),
         )
+
+    def _confounders(self, run: Run, tasks: tuple[str, ...]) -> tuple[Confounder, ...]:
+        facts = (self.facts.get(self.base.name, {}), self.facts.get(run.name, {}))
+        return confounders(self.base, run, facts, tasks)
 
 
 def _native(base: Run, run: Run, pairs: PairedSamples) -> tuple[float, float] | None:
     """lmms-eval's own scores of both runs, when it reported both."""
     scores = [one.task(pairs.task).native.get(pairs.metric, math.nan) for one in (base, run)]
     return (scores[0], scores[1]) if all(math.isfinite(score) for score in scores) else None
-
-
-def _short_log(run: Run, table: SampleTable) -> list[str]:
-    """A warning when the log holds another number of documents than the run evaluated.
-
-    Two logs that lost the same lines pair without any gap: only lmms-eval's own count can tell.
-    """
-    evaluated, logged = run.task(table.task).n_samples, table.frame["doc_id"].nunique()
-    # with --offset, lmms-eval's count is that of a run without one
-    if evaluated in (None, logged) or run.config.get("offset"):
-        return []
-    return [f"task {table.task}, {run.name}: lmms-eval evaluated {evaluated} documents, the log holds {logged}"]
-
-
-def _doubts(row: Divergence, pairs: PairedSamples, base: Run, run: Run) -> list[str]:
-    """What in this task's numbers needs a reader's attention."""
-    doubts = []
-    for one, mean in ((base, pairs.mean_baseline), (run, pairs.mean_run)):
-        native = one.task(pairs.task).native.get(pairs.metric, math.nan)
-        if math.isfinite(native) and math.isfinite(mean) and not math.isclose(native, mean, rel_tol=1e-6, abs_tol=1e-6):
-            doubts.append(
-                f"task {row.task}, {one.name}: the results JSON says {pairs.metric} {native:.6g}, the samples average "
-                f"{mean:.6g}: the log is not whole, or the score is no plain mean (then drop is not NDR - PDR)"
-            )
-    if row.same_prediction_flips:
-        doubts.append(
-            f"task {row.task}: {row.same_prediction_flips} verdicts changed although the prediction did not: the "
-            "benchmark compares something that DR does not see"
-        )
-    if row.n == 0:
-        doubts.append(f"task {row.task}: no pair is left")
-    if row.score_unit == "native" and row.n:
-        doubts.append(
-            f"task {row.task}: scores are not within 0 to 1; is --correct-at {row.correct_at:g} what you mean?"
-        )
-    return doubts

@@ -83,7 +83,10 @@ def confounders(
     """
     before, after = _settings(baseline, facts[0], tasks), _settings(run, facts[1], tasks)
     # a fact that only our own models log says nothing about a run of another model
-    one_sided = {name for name in before.keys() ^ after.keys() if name.startswith("run.")}
+    one_sided = {name for name in before.keys() ^ after.keys() if name.startswith("run.") or name == "git revision"}
+    if baseline.results_file is None or run.results_file is None:
+        # what was asked for is known of one run at most
+        one_sided |= {name for name in before.keys() | after.keys() if not name.startswith("run.")}
     # what the run really did is a better witness than what was asked for
     asked = {name for name in {**before, **after} if f"run.{name}" in before.keys() & after.keys()}
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
@@ -95,10 +98,10 @@ def confounders(
 
 
 def _settings(run: Run, facts: Mapping[str, Any], tasks: tuple[str, ...]) -> dict[str, str]:
-    if run.results_file is None:
-        return {}
     own = {name: value for name, value in (run.facts or facts).items() if name not in _SUBJECT}
     settings = {f"run.{name}": value for name, value in _leaves(own).items()}
+    if run.results_file is None:
+        return settings
     settings |= {name: str(run.config.get(name)) for name in _CONFIG if name in run.config}
     settings |= {name: value for name, value in run.model_args.items() if name in SETTINGS}
     if "@" not in run.lmms_eval_version:
@@ -156,6 +159,23 @@ def _arguments(run: Run) -> dict[str, str]:
     method = run.facts.get("method_args")
     effective = {name: str(value) for name, value in method.items()} if isinstance(method, Mapping) else {}
     return effective | {k: v for k, v in run.model_args.items() if k not in SETTINGS and k not in effective}
+
+
+def other_subject(baseline: Run, rerun: Run) -> str:
+    """In what a run is not the baseline's model run again, in words: another model, or other arguments of it.
+
+    Settings may differ (they are confounders). What one of the runs does not state cannot differ.
+    """
+    pairs: list[tuple[str, Any, Any]] = [("model", baseline.model, rerun.model)]
+    if baseline.results_file and rerun.results_file:
+        names = [name for name in {**baseline.model_args, **rerun.model_args} if name not in SETTINGS]
+        pairs += [(name, baseline.model_args.get(name, "-"), rerun.model_args.get(name, "-")) for name in names]
+    methods = [run.facts.get("method_args") for run in (baseline, rerun)]
+    if all(isinstance(method, Mapping) for method in methods):
+        pairs.append(("method arguments", methods[0], methods[1]))
+    return "; ".join(
+        f"{name} {before} against {after}" for name, before, after in pairs if before and after and before != after
+    )
 
 
 def _folder(run: Run) -> str:

@@ -40,8 +40,9 @@ class Divergence:
         metric: the logged number that is the score. `correct_at`: least score that counts as correct.
         adapter: name of the rules by which answers are compared, "text" where the benchmark's are not known; "mixed"
             for an average over several.
-        score_unit: "fraction" when both scores lie in [0, 1] (shown in percent), else "native" (shown as they are);
-            "mixed" for an average over both, which then has no scores.
+        score_unit: "fraction" when both scores and all samples lie in [0, 1] (shown in percent), else "native" (shown
+            as they are); "mixed" for an average over both. An average has scores only if every task's are fractions.
+        soft_unit: the same for the samples alone, and so for soft_ndr and soft_pdr.
         score_source: "results" for lmms-eval's own scores, "pairs" for means over the pairs, when those are not over
             exactly the paired documents or the results JSON has none.
         drop: score_baseline - score_run; positive when the run is worse.
@@ -82,6 +83,7 @@ class Divergence:
     fingerprints_compared: int = 0
     fingerprints_equal: int = 0
     adapter: str = ""
+    soft_unit: str = "fraction"
     accepted: dict[str, int] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
@@ -152,9 +154,11 @@ def diverge(
     conditional = wilson(negative, int(frame["correct_baseline"].sum()))
     scores = np.concatenate([before, after])
     means = (float(before.mean()), float(after.mean())) if n else (nan, nan)
-    from_results = pairs.complete and native is not None
-    score_baseline, score_run = native if pairs.complete and native is not None else means
-    in_unit = bool(((scores >= 0) & (scores <= 1)).all()) and all(0 <= s <= 1 for s in (score_baseline, score_run))
+    soft_in_unit = bool(((scores >= 0) & (scores <= 1)).all())
+    if not pairs.complete or (native and soft_in_unit and (native[0] > 1) != (native[1] > 1)):
+        native = None  # not of these pairs, or one in percent and one a fraction
+    score_baseline, score_run = native or means
+    in_unit = soft_in_unit and all(0 <= score <= 1 for score in (score_baseline, score_run))
     return Divergence(
         task=pairs.task,
         baseline=baseline,
@@ -163,7 +167,7 @@ def diverge(
         metric=pairs.metric,
         correct_at=correct_at,
         score_unit="fraction" if in_unit or not n else "native",
-        score_source="results" if from_results else "pairs",
+        score_source="results" if native else "pairs",
         score_baseline=score_baseline,
         score_run=score_run,
         drop=score_baseline - score_run,
@@ -179,6 +183,7 @@ def diverge(
         fingerprints_compared=pairs.fingerprints_compared,
         fingerprints_equal=pairs.fingerprints_equal,
         adapter=pairs.adapter,
+        soft_unit="fraction" if soft_in_unit or not n else "native",
         accepted=_counts(pairs),
     )
 
@@ -204,7 +209,9 @@ def with_rerun(row: Divergence, rerun: PairedSamples) -> Divergence:
 
 
 def average(rows: Sequence[Divergence]) -> Divergence:
-    """The unweighted mean over the tasks of one run; nan where a task has no value or scores have different units.
+    """The unweighted mean over the tasks of one run; nan where a task has no value.
+
+    Scores have a mean only if all of them are fractions: native scales have nothing in common, even if all are native.
 
     Interval ends and p-values are not averaged: a mean of them would mean nothing.
     """
@@ -215,7 +222,11 @@ def average(rows: Sequence[Divergence]) -> Divergence:
     def mean_rate(name: str) -> Rate:
         return Rate(mean(getattr(row, name).value for row in rows), nan, nan)
 
-    one_unit = len({row.score_unit for row in rows}) == 1
+    def unit(units: set[str]) -> str:
+        return units.pop() if len(units) == 1 else "mixed"
+
+    score_unit, soft_unit = unit({row.score_unit for row in rows}), unit({row.soft_unit for row in rows})
+    fractions, soft_fractions = score_unit == "fraction", soft_unit == "fraction"
     sources = {row.score_source for row in rows}
     accepted: dict[str, int] = {}
     for row in rows:
@@ -226,17 +237,18 @@ def average(rows: Sequence[Divergence]) -> Divergence:
         task=AVERAGE,
         n=sum(row.n for row in rows),
         metric="",
-        score_unit=rows[0].score_unit if one_unit else "mixed",
+        score_unit=score_unit,
+        soft_unit=soft_unit,
         score_source=sources.pop() if len(sources) == 1 else "mixed",
-        score_baseline=mean(row.score_baseline for row in rows) if one_unit else nan,
-        score_run=mean(row.score_run for row in rows) if one_unit else nan,
-        drop=mean(row.drop for row in rows) if one_unit else nan,
+        score_baseline=mean(row.score_baseline for row in rows) if fractions else nan,
+        score_run=mean(row.score_run for row in rows) if fractions else nan,
+        drop=mean(row.drop for row in rows) if fractions else nan,
         dr=mean_rate("dr"),
         ndr=mean_rate("ndr"),
         pdr=mean_rate("pdr"),
         conditional_ndr=mean_rate("conditional_ndr"),
-        soft_ndr=mean(row.soft_ndr for row in rows) if one_unit else nan,
-        soft_pdr=mean(row.soft_pdr for row in rows) if one_unit else nan,
+        soft_ndr=mean(row.soft_ndr for row in rows) if soft_fractions else nan,
+        soft_pdr=mean(row.soft_pdr for row in rows) if soft_fractions else nan,
         mcnemar_p=nan,
         rerun_n=sum(row.rerun_n for row in rows),
         rerun_dr=mean_rate("rerun_dr"),

@@ -65,11 +65,12 @@ def pair_samples(baseline: SampleTable, run: SampleTable, accept: Collection[str
     for table, frame in ((baseline, left), (run, right)):
         _status_problems(table, frame, problems)
     both = _join(baseline, run, left, right, problems)
-    compared, equal = _compare_inputs(baseline, run, both, problems)
+    known, equal = _compare_inputs(baseline, run, both, problems)
     refused = [problem for problem in problems if problem.kind not in accept]
     if refused:
         raise PairingError(refused)
-    usable = ~(both["status_baseline"].isin([FAILED, UNSCORED]) | both["status_run"].isin([FAILED, UNSCORED]))
+    left_out = both["status_baseline"].isin([FAILED, UNSCORED]) | both["status_run"].isin([FAILED, UNSCORED])
+    usable: Mask = ~left_out.to_numpy()
     frame = _pairs(both[usable].reset_index(drop=True))
     return PairedSamples(
         task=baseline.task,
@@ -79,8 +80,8 @@ def pair_samples(baseline: SampleTable, run: SampleTable, accept: Collection[str
         complete=len(frame) == len(left) == len(right) and not (baseline.n_bad or run.n_bad),
         mean_baseline=_mean_score(left),
         mean_run=_mean_score(right),
-        fingerprints_compared=compared,
-        fingerprints_equal=equal,
+        fingerprints_compared=int((known & usable).sum()),
+        fingerprints_equal=int((equal & usable).sum()),
         adapter=baseline.adapter,
     )
 
@@ -148,8 +149,8 @@ def _join(
 
 def _compare_inputs(
     baseline: SampleTable, run: SampleTable, both: pd.DataFrame, problems: list[Problem]
-) -> tuple[int, int]:
-    """Check that both runs saw the same thing. Returns how many fingerprints were compared, and how many are equal."""
+) -> tuple[Mask, Mask]:
+    """Check that both runs saw the same thing. Returns which rows have fingerprints in both logs, and equal ones."""
     where = f"{baseline.path} and {run.path}"
     for column in ("input", "target"):
         a, b = (both[f"{column}_{side}"].to_numpy() for side in ("baseline", "run"))
@@ -166,8 +167,7 @@ def _compare_inputs(
         docs = both["doc_id"].to_numpy()[differs]
         examples = tuple(f"doc {doc}" for doc in docs[:EXAMPLES])
         problems.append(Problem("fingerprint", baseline.task, where, len(docs), examples))
-    compared = int(known.sum())
-    return compared, compared - int(differs.sum())
+    return known, known & ~differs
 
 
 def _difference(a: str, b: str) -> str:

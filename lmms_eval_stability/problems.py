@@ -34,7 +34,12 @@ KINDS: dict[str, Kind] = {
     "fingerprint": Kind("documents whose real inputs (prompt and pixels) differ", "they are compared all the same"),
     "task": Kind("task that only one of the two runs holds", "it is left out"),
     "version": Kind("task whose version differs between the runs", "it is compared all the same"),
-    "results": Kind("run without its results JSON", "its settings and native scores stay unchecked"),
+    "results": Kind("results JSON that does not describe the run", "settings and native scores stay unchecked"),
+}
+#: What no option accepts: what it is (after a count), and what to do.
+HOPELESS: dict[str, tuple[str, str]] = {
+    "no samples": ("usable sample records", "run the task again with --log_samples"),
+    "no pairs": ("pairs left to compare", "name other tasks with --task, or run the task again"),
 }
 
 
@@ -43,7 +48,7 @@ class Problem:
     """One kind of problem in one task of one run, or of one pair of runs.
 
     Attributes:
-        kind: a key of `KINDS`, or "no samples" for a log without any usable row, which no option accepts.
+        kind: a key of `KINDS`, or of `HOPELESS`, which no option accepts.
         task: lmms-eval task name; empty when the problem is the whole run's.
         where: the file or files, as the user knows them.
         count: how many rows, lines or tasks.
@@ -58,7 +63,7 @@ class Problem:
 
     def line(self) -> str:
         """The problem in one line: task, place, count, examples."""
-        what = KINDS[self.kind].what if self.kind in KINDS else "usable sample records"
+        what = KINDS[self.kind].what if self.kind in KINDS else HOPELESS[self.kind][0]
         more = ", ..." if self.count > len(self.examples) else ""
         examples = f": {'; '.join(self.examples)}{more}" if self.examples else ""
         task = f"task {self.task}, " if self.task else ""
@@ -82,7 +87,7 @@ def describe(problems: Sequence[Problem]) -> str:
         if problem.kind in KINDS:
             lines.append(f"      --accept {problem.kind}: {KINDS[problem.kind].accepted}")
         else:
-            lines.append("      no option accepts this: run the task again with --log_samples")
+            lines.append(f"      no option accepts this: {HOPELESS[problem.kind][1]}")
     kinds = [kind for kind in KINDS if any(problem.kind == kind for problem in problems)]
     if len(kinds) > 1:
         lines.append(f"  accept all of these with --accept {','.join(kinds)}")

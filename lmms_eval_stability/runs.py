@@ -7,6 +7,7 @@ named by OUT, by the model's folder or by the results file. A folder that holds 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,7 @@ class Run:
             beside its first answer.
         tasks: per task, what the results JSON says.
         other_run_ids: further runs in the same folder, which were not chosen.
+        results_error: why the results JSON that is there was not read, where that was allowed.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Run:
     facts: Mapping[str, Any] = field(default_factory=dict)
     tasks: Mapping[str, TaskInfo] = field(default_factory=dict)
     other_run_ids: tuple[str, ...] = ()
+    results_error: str = ""
 
     def task(self, task: str) -> TaskInfo:
         """What is known about a task; an empty `TaskInfo` when the results JSON does not name it."""
@@ -102,8 +105,12 @@ class Run:
         return read_samples(path, task, adapter, adapter.metrics, pool)
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, broken_results: bool = False) -> Run:
     """Find and describe the run at `path`: a folder, `FOLDER@TIMESTAMP`, or a results JSON file.
+
+    Args:
+        path: the run.
+        broken_results: take a results JSON that cannot be read for a missing one instead of raising RunFormatError.
 
     Raises RunNotFoundError when there is no run, no logged samples, or more than one model's folder below `path`.
     """
@@ -126,7 +133,13 @@ def load_run(path: str | Path) -> Run:
         raise RunNotFoundError(f"{name}: run {run_id} has no samples: run lmms-eval with --log_samples{other}")
     results = home / f"{run_id}_results.json"
     others = tuple(other for other in run_ids if other != run_id)
-    known = _describe(results) if results.is_file() else {}
+    known: dict[str, Any] = {}
+    try:
+        known = _describe(results) if results.is_file() else {}
+    except RunFormatError as error:
+        if not broken_results:
+            raise RunFormatError(f"{error} (--accept results compares without it)") from error
+        known["results_error"] = str(error).removeprefix(f"{results}: ")
     known["facts"] = known.get("facts") or _first_facts(samples.values())
     return Run(name=name, folder=home, run_id=run_id, sample_files=samples, other_run_ids=others, **known)
 
@@ -142,11 +155,17 @@ def _split_run_id(name: str) -> tuple[Path, str]:
 def _run_ids(folder: Path, name: str) -> tuple[Path, list[str]]:
     """The one folder at or below `folder` with lmms-eval's files, and its runs, oldest first."""
     found: dict[Path, set[str]] = {}
-    for pattern in ("*_samples_*.jsonl", "*_results.json"):
-        for file in folder.rglob(pattern):
-            match = samples_name(file.name) or results_name(file.name)
-            if match and file.is_file():
-                found.setdefault(file.parent, set()).add(match["run_id"])
+    seen: set[str] = set()
+    for parent, below, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link back up, or a second way to the same folder
+            below.clear()
+            continue
+        seen.add(real)
+        for name_in_folder in files:
+            match = samples_name(name_in_folder) or results_name(name_in_folder)
+            if match and Path(parent, name_in_folder).is_file():
+                found.setdefault(Path(parent), set()).add(match["run_id"])
     if not found:
         raise RunNotFoundError(f"{name}: no lmms-eval output here (*_results.json, *_samples_<task>.jsonl)")
     if len(found) > 1:
@@ -171,7 +190,8 @@ def _describe(path: Path) -> dict[str, Any]:
     """The fields of a `Run` that come from the results JSON."""
     results = _read_json(path)
     config = _section(results, "config")
-    tasks = {task: _task_info(results, task) for task in _section(results, "results")}
+    described = {**_section(results, "results"), **_section(results, "configs")}
+    tasks = {task: _task_info(results, task) for task in described}
     facts: dict[str, Any] = next(
         (section["run"] for section in (results, config) if isinstance(section.get("run"), dict)), {}
     )

@@ -21,7 +21,7 @@ def to_json(comparison: Comparison) -> str:
         "schema_version": SCHEMA_VERSION,
         "correct_at": comparison.correct_at,
         "baseline": _run(comparison.baseline, comparison.label),
-        "rerun": None if comparison.rerun is None else _run(comparison.rerun, f"{comparison.label} (re-run)"),
+        "rerun": _rerun(comparison),
         "runs": [_compared(run) for run in comparison.runs],
         "comparisons": comparison.records(),
     }
@@ -50,6 +50,13 @@ def _run(run: Run, label: str) -> dict[str, Any]:
         "lmms_eval_version": run.lmms_eval_version,
         "date": run.date,
     }
+
+
+def _rerun(comparison: Comparison) -> dict[str, Any] | None:
+    if comparison.rerun is None:
+        return None
+    differences = [asdict(confounder) for confounder in comparison.rerun_confounders]
+    return {**_run(comparison.rerun, f"{comparison.label} (re-run)"), "confounders": differences}
 
 
 def _compared(run: RunComparison) -> dict[str, Any]:

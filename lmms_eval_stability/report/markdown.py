@@ -28,11 +28,11 @@ def _section(run: RunComparison, comparison: Comparison) -> str:
     lines.append(f"| {' | '.join(names)} |")
     lines.append(f"|---|{'---:|' * (len(names) - 1)}")
     for row in run.rows:
-        scores = [score(row, value, digits) for value in (row.score_baseline, row.score_run, row.drop)]
+        scores = [score(value, row.score_unit, digits) for value in (row.score_baseline, row.score_run, row.drop)]
         rates = [rate(value, digits) for value in (row.dr, row.ndr, row.pdr, row.conditional_ndr)]
-        softs = [score(row, value, digits) for value in (row.soft_ndr, row.soft_pdr)]
+        softs = [score(value, row.soft_unit, digits) for value in (row.soft_ndr, row.soft_pdr)]
         cells = [escape(row.task), str(row.n), *scores, *rates, *softs, p_value(row.mcnemar_p)]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
-    lines += [f"- {escape(line)}" for line in [*floor_lines(run), *footnotes(run)]]
+    lines += [f"- {escape(line)}" for line in [*floor_lines(run, comparison), *footnotes(run)]]
     return "\n".join(lines) + "\n"

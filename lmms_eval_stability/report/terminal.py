@@ -34,7 +34,7 @@ def print_comparison(comparison: Comparison, file: IO[str]) -> None:
         # a table that is still too wide keeps its width: the terminal breaks lines, rich would leave columns out
         console.width = max(terminal, _width(console, table))
         console.print(table)
-        for line in [*floor_lines(run), *footnotes(run)]:
+        for line in [*floor_lines(run, comparison), *footnotes(run)]:
             console.print(Text(line, style="yellow" if line.startswith("warning") else "dim"), soft_wrap=True)
 
 
@@ -57,9 +57,9 @@ def _table(run: RunComparison, below: bool = False) -> Table:
     for name in ("task", *numbers, "DR", "NDR", "PDR", *(("soft NDR", "soft PDR") if soft else ()), "McNemar p"):
         table.add_column(name, justify="right" if name in numbers or name.startswith("soft") else "left", no_wrap=True)
     for row in run.rows:
-        scores = (score(row, value, digits) for value in (row.score_baseline, row.score_run, row.drop))
+        scores = (score(value, row.score_unit, digits) for value in (row.score_baseline, row.score_run, row.drop))
         rates = (rate(value, digits).replace(" ", "\n" if below else " ", 1) for value in (row.dr, row.ndr, row.pdr))
-        softs = (score(row, value, digits) for value in (row.soft_ndr, row.soft_pdr)) if soft else ()
+        softs = (score(value, row.soft_unit, digits) for value in (row.soft_ndr, row.soft_pdr)) if soft else ()
         cells = (row.task, str(row.n), *scores, *rates, *softs, p_value(row.mcnemar_p))
         table.add_row(*map(Text, cells), style="bold" if row.task == AVERAGE else "")
     return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import isnan
 
-from ..comparison import RunComparison
+from ..comparison import Comparison, RunComparison
 from ..divergence import AVERAGE, Divergence, Rate
 from ..verdicts import GENERIC
 
@@ -33,9 +33,9 @@ def rate(value: Rate, digits: int) -> str:
     return f"{percent(value.value, digits)} [{percent(value.low, digits)}, {percent(value.high, digits)}]"
 
 
-def score(row: Divergence, value: float, digits: int) -> str:
-    """A score or a drop: percent where the benchmark's scale is 0 to 1, the native number otherwise."""
-    if row.score_unit == "fraction":
+def score(value: float, unit: str, digits: int) -> str:
+    """A score or a drop: percent where the scale is 0 to 1, the native number otherwise."""
+    if unit == "fraction":
         return percent(value, digits)
     return NOTHING if isnan(value) else f"{round(value, 4) + 0.0:g}"
 
@@ -59,22 +59,29 @@ def heading(run: RunComparison, baseline: str, correct_at: float) -> str:
     return f"{run.label} against {baseline} · {answers}" + (f" · soft scores correct at {correct_at:g}" if soft else "")
 
 
-def floor_lines(run: RunComparison) -> list[str]:
-    """The noise floor of each task, where the baseline was run again."""
+def floor_lines(run: RunComparison, comparison: Comparison) -> list[str]:
+    """The noise floor of each task, where the baseline was run again, and what else differs in that re-run."""
     digits = decimals(run.rows)
     with_rerun = [row for row in run.rows if not isnan(row.rerun_dr.value)]
-    return [
+    lines = [
         f"re-run of the baseline{f' ({row.task})' if len(run.rows) > 1 else ''}: DR {rate(row.rerun_dr, digits)}"
         f" -> excess DR {percent(row.excess_dr, digits)}"
         for row in with_rerun
     ]
+    if comparison.rerun is not None:
+        lines.append(f"re-run confounders: {'; '.join(map(str, comparison.rerun_confounders)) or 'none'}")
+    return lines
 
 
 def footnotes(run: RunComparison) -> list[str]:
     """What stands below a table: inputs, confounders, accepted problems, warnings."""
     last = run.rows[-1]
-    if last.fingerprints_compared:
-        inputs = f"{last.fingerprints_equal} of {last.fingerprints_compared} equal"
+    compared, equal = last.fingerprints_compared, last.fingerprints_equal
+    if compared == last.n:
+        inputs = f"{equal} of {compared} equal"
+    elif compared:
+        agree = "all equal" if equal == compared else f"{equal} of them equal"
+        inputs = f"{compared} of {last.n} pairs have fingerprints in both logs; {agree}"
     else:
         inputs = "not logged by both runs (prompts and targets were compared as text)"
     different = "; ".join(map(str, run.confounders)) or "none"

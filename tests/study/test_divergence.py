@@ -100,6 +100,20 @@ def test_scores_beyond_one_keep_their_scale() -> None:
     assert compare([("a", 1.0)], [("b", 0.0)]).score_unit == "fraction"
 
 
+def test_native_scores_in_percent_leave_the_samples_fractions() -> None:
+    pairs = paired(BEFORE, AFTER)
+    row = diverge(pairs, "a", "b", native=(60.0, 55.0))
+    assert (row.score_unit, row.soft_unit, row.drop, row.soft_ndr) == ("native", "fraction", 5.0, 0.2)
+    one_in_percent = diverge(pairs, "a", "b", native=(60.0, 0.55))
+    assert (one_in_percent.score_source, one_in_percent.score_unit, one_in_percent.drop) == ("pairs", "fraction", 0.0)
+
+
+def test_native_scales_have_no_average() -> None:
+    mean = average([compare([("a", 80.0)], [("b", 60.0)]), compare([("a", 4.0)], [("b", 5.0)])])
+    assert (mean.score_unit, mean.dr.value) == ("native", 1.0)
+    assert all(math.isnan(value) for value in (mean.score_baseline, mean.score_run, mean.drop, mean.soft_ndr))
+
+
 def test_a_flip_without_another_prediction_is_counted() -> None:
     assert compare([("yes", 1.0), ("no", 1.0)], [("Yes", 0.0), ("no", 1.0)]).same_prediction_flips == 1
 

@@ -13,7 +13,7 @@ from click.testing import Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .conftest import BASE, FASTV, STAMP, WriteRun, sample, samples_file
+from .conftest import BASE, FASTV, STAMP, WriteRun, results_json, sample, samples_file
 
 Compare = Callable[..., Result]
 
@@ -160,16 +160,35 @@ def test_binary_rubbish(base: Path, fastv: Path, run_compare: Compare) -> None:
 def test_results_json_missing(base: Path, fastv: Path, run_compare: Compare) -> None:
     missing = samples_file(fastv).with_name(f"{STAMP}_results.json")
     missing.unlink()
-    refused(run_compare(base, fastv), f"{missing}: 1 run without its results JSON", "--accept results")
+    refused(
+        run_compare(base, fastv),
+        f"{missing}: 1 results JSON that does not describe the run: missing",
+        "--accept results",
+    )
     accepted = run_compare(base, fastv, "--accept", "results")
     assert accepted.exit_code == 0
     assert "accepted: " in accepted.stdout
 
 
+def test_results_json_of_another_task(base: Path, write_run: WriteRun, run_compare: Compare) -> None:
+    other = results_json({"pope": BASE}, "llava_fastv", "pretrained=demo")
+    run = write_run("other", {"gqa": FASTV}, results=other)
+    refused(run_compare(base, run), "task gqa", "results JSON that does not describe the run: it describes pope")
+    assert run_compare(base, run, "--accept", "results").exit_code == 0
+
+
+def test_no_pair_left_is_an_error(base: Path, write_run: WriteRun, run_compare: Compare) -> None:
+    run = write_run("none", {"gqa": [{**row, "doc_id": row["doc_id"] + 10} for row in FASTV]}, model="x")
+    refused(run_compare(base, run, "--accept", "unpaired"), "task gqa", "0 pairs left to compare", "no option accepts")
+
+
 def test_results_json_broken(base: Path, fastv: Path, run_compare: Compare) -> None:
     broken = samples_file(fastv).with_name(f"{STAMP}_results.json")
     broken.write_text('{"results": {')
-    refused(run_compare(base, fastv), str(broken), "not a results JSON", "was the run interrupted?")
+    refused(run_compare(base, fastv), str(broken), "not a results JSON", "was the run interrupted?", "--accept results")
+    accepted = run_compare(base, fastv, "--accept", "results")
+    assert accepted.exit_code == 0
+    assert f"accepted: {broken}: 1 results JSON that does not describe the run: not a results JSON" in accepted.stdout
 
 
 def test_folder_with_two_models(base: Path, write_run: WriteRun, run_compare: Compare) -> None:
@@ -205,6 +224,9 @@ def test_unusual_numbers_of_the_log_do_not_crash(base: Path, fastv: Path, run_co
         (("--task", "nope"), "--task nope: not in these runs; they have gqa"),
         (("--metric", "nope"), "no metric 'nope' in the log, which has exact_match; name one with --metric"),
         (("--metric", "gqa=nope"), "no metric 'nope' in the log"),
+        (("--metric", "gqq=exact_match"), "--metric for gqq: not in these runs; they have gqa"),
+        (("--metric", ""), "--metric '': names no metric"),
+        (("--metric", "gqa="), "--metric 'gqa=': names no metric"),
         (("--correct-at", "nan"), "--correct-at nan: must be a finite number"),
     ],
 )

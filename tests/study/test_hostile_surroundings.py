@@ -44,7 +44,7 @@ def test_native_scores_too_large_to_subtract_are_null(write_run: WriteRun, run_c
     runs = []
     for name, native in (("a", 1.7e308), ("b", -1.7e308)):
         results = {"gqa": {"alias": "gqa", "exact_match,none": native}}
-        runs.append(write_run(name, {"gqa": BASE}, model=name))
+        runs.append(write_run(name, {"gqa": [sample(0, "a", 2.0)]}, model=name))
         path = runs[-1] / "demo" / f"{STAMP}_results.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "results": results}))
     for layout in ("json", "table", "csv", "markdown"):

@@ -95,6 +95,9 @@ def test_fingerprints_are_compared_where_both_logs_have_them(pair) -> None:
         pair(rows("aa", "bb", "cc"), rows("aa", "xx", "cc"))
     accepted = pair(rows("aa", "bb", "cc"), rows("aa", "xx", "cc"), ("fingerprint",))
     assert (accepted.fingerprints_compared, accepted.fingerprints_equal) == (3, 2)
+    unscored = [{**row, "exact_match": None} if row["doc_id"] == 1 else row for row in rows("aa", "xx", "cc")]
+    left = pair(rows("aa", "bb", "cc"), unscored, ("fingerprint", "unscored"))
+    assert (left.fingerprints_compared, left.fingerprints_equal) == (2, 2)
 
 
 def test_an_answer_that_is_empty_in_both_runs_is_still_empty(pair) -> None:

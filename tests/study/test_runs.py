@@ -84,6 +84,22 @@ def test_a_broken_results_file_is_named(base: Path, text: str, message: str) -> 
         load_run(base)
 
 
+def test_a_broken_results_file_can_be_left_out(base: Path) -> None:
+    (base / "demo" / f"{STAMP}_results.json").write_text("")
+    run = load_run(base, broken_results=True)
+    assert (run.results_file, run.model) == (None, "")
+    assert "was the run interrupted" in run.results_error
+
+
+def test_folders_behind_links_are_found_once(write_run: WriteRun, tmp_path: Path) -> None:
+    home = write_run("elsewhere", {"gqa": BASE}) / "demo"
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model").symlink_to(home)
+    (run / "model" / "loop").symlink_to(run)
+    assert load_run(run).folder == run / "model"
+
+
 def test_nan_in_the_results_file_is_read(base: Path) -> None:
     path = base / "demo" / f"{STAMP}_results.json"
     path.write_text(json.dumps({"results": {"gqa": {"exact_match,none": float("nan"), "exact_match_stderr,none": 1}}}))
@@ -166,6 +182,7 @@ def test_the_commit_of_the_working_directory_is_no_version_of_lmms_eval(write_ru
     """lmms-eval 0.7.3 writes `branch@commit` of wherever it was started; our models log the installed version."""
     a, b = (load_run(write_run(name, {"gqa": BASE}, lmms_eval_version=f"main@{name}")) for name in ("a1", "b2"))
     assert [str(c) for c in confounders(a, b)] == ["git revision main@a1 against main@b2"]
+    assert "git revision" not in [c.name for c in confounders(a, b, ({"versions": {"lmms-eval": "0.7.3"}}, {}))]
     facts = {"versions": {"lmms-eval": "0.7.3"}}
     assert confounders(a, b, (facts, facts)) == ()
 
