@@ -2,5 +2,6 @@
 
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session, TokenReducer
 from lmms_eval_stability.model_wrappers.token_reduction.fastv import FastV
+from lmms_eval_stability.model_wrappers.token_reduction.pyramiddrop import PyramidDrop
 
-__all__ = ["FastV", "RowTokens", "Session", "TokenReducer"]
+__all__ = ["FastV", "PyramidDrop", "RowTokens", "Session", "TokenReducer"]
