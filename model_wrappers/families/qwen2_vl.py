@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lmms_eval_stability.model_wrappers.families.base import Family, Message, Prompt, images_of
+from lmms_eval_stability.model_wrappers.families.images import ImageLayout
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import BatchFeature
 
 SYSTEM_PROMPT = "You are a helpful assistant."
@@ -21,12 +24,36 @@ class Qwen2VL(Family):
     lmms_eval_name = "qwen2_vl"
     default_max_new_tokens = 128
     applies_until = True
+    has_cls = False
     decode_arguments: Mapping[str, Any] = {"clean_up_tokenization_spaces": False}
     processor_defaults: Mapping[str, Any] = {"min_pixels": 3136, "max_pixels": 602112}
 
     def vision_tower(self, model: nn.Module) -> nn.Module:
         part: nn.Module = model.get_submodule("model.visual")
         return part
+
+    def vision_layers(self, model: nn.Module) -> nn.ModuleList:
+        tower: Any = self.vision_tower(model)
+        part: nn.ModuleList = tower.blocks
+        return part
+
+    def vision_attention(self, layer: nn.Module) -> nn.Module:
+        part: nn.Module = layer.get_submodule("attn")
+        return part
+
+    def feature_layer(self, model: nn.Module) -> int:
+        return len(self.vision_layers(model)) - 2
+
+    def image_layouts(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[ImageLayout]:
+        merged = inputs["image_grid_thw"].prod(dim=-1) // model.config.vision_config.spatial_merge_size**2
+        return [ImageLayout(1, count, None, torch.arange(count)) for count in merged.tolist()]
+
+    def image_pixels(self, inputs: Mapping[str, Any], layouts: Sequence[ImageLayout]) -> list[Tensor]:  # noqa: ARG002
+        return list(inputs["pixel_values"].split(inputs["image_grid_thw"].prod(dim=-1).tolist()))
+
+    def tower_order(self, model: nn.Module, grid: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Return which merged token of all images each group of the tower's tokens makes; None if they are in order."""
+        return None
 
     def placeholder_ids(self, config: Any) -> tuple[int, ...]:
         return (config.image_token_id, config.video_token_id)
