@@ -82,6 +82,12 @@ METHODS: dict[str, MethodEntry] = {
         "token reduction",
         {"k": 3, "r": 0.5},
     ),
+    "pyramiddrop": MethodEntry(
+        "token_reduction.pyramiddrop:PyramidDrop",
+        "drops visual tokens in stages, ranked by the queries and keys of the layer that follows",
+        "token reduction",
+        {"layers": "auto", "ratios": "0.5-0.25-0.125", "renumber": True},
+    ),
     "random": MethodEntry(
         "token_reduction.random:Random",
         "keeps random visual tokens: the control that every ranking has to beat",

@@ -2,6 +2,7 @@
 
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session, TokenReducer
 from lmms_eval_stability.model_wrappers.token_reduction.fastv import FastV
+from lmms_eval_stability.model_wrappers.token_reduction.pyramiddrop import PyramidDrop
 from lmms_eval_stability.model_wrappers.token_reduction.random import Random
 
-__all__ = ["FastV", "Random", "RowTokens", "Session", "TokenReducer"]
+__all__ = ["FastV", "PyramidDrop", "Random", "RowTokens", "Session", "TokenReducer"]
