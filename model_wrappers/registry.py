@@ -94,6 +94,12 @@ METHODS: dict[str, MethodEntry] = {
         "token reduction",
         {"tokens": 192, "literal": False, "seed": 0},
     ),
+    "visionzip": MethodEntry(
+        "token_reduction.visionzip:VisionZip",
+        "keeps the patches that the CLS token attends to, merges the others into a few tokens",
+        "token reduction",
+        {"dominant": 162, "contextual": 30, "literal": False},
+    ),
 }
 
 

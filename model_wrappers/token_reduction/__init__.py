@@ -4,5 +4,6 @@ from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, S
 from lmms_eval_stability.model_wrappers.token_reduction.fastv import FastV
 from lmms_eval_stability.model_wrappers.token_reduction.pyramiddrop import PyramidDrop
 from lmms_eval_stability.model_wrappers.token_reduction.random import Random
+from lmms_eval_stability.model_wrappers.token_reduction.visionzip import VisionZip
 
-__all__ = ["FastV", "PyramidDrop", "Random", "RowTokens", "Session", "TokenReducer"]
+__all__ = ["FastV", "PyramidDrop", "Random", "RowTokens", "Session", "TokenReducer", "VisionZip"]

@@ -17,6 +17,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.errors import (
     UnsupportedModelError,
 )
 from lmms_eval_stability.model_wrappers.token_reduction.random import Random
+from lmms_eval_stability.model_wrappers.token_reduction.visionzip import VisionZip
 from tests.model_wrappers.token_reduction.conftest import QUESTION, Tiny
 from tests.model_wrappers.token_reduction.test_attach import fail, traces
 from tests.model_wrappers.token_reduction.test_batches import RAGGED, padded_right
@@ -24,9 +25,11 @@ from tests.model_wrappers.token_reduction.test_inside_llm import CLOSE
 
 METHODS: dict[str, TokenReducer] = {
     "random": Random(tokens=200),
+    "visionzip": VisionZip(),
 }
 KEEP_ALL: dict[str, TokenReducer] = {
     "random": Random(tokens=576),
+    "visionzip": VisionZip(dominant=500, contextual=76),
 }
 
 
