@@ -88,6 +88,12 @@ METHODS: dict[str, MethodEntry] = {
         "token reduction",
         {"layers": "auto", "ratios": "0.5-0.25-0.125", "renumber": True},
     ),
+    "sparsevlm": MethodEntry(
+        "token_reduction.sparsevlm:SparseVLM",
+        "keeps the visual tokens that the question looks at, and merges the best of the others",
+        "token reduction",
+        {"layers": "auto", "tokens": "300-200-110", "literal": False, "rank_rule": False, "scale": 13.5},
+    ),
     "random": MethodEntry(
         "token_reduction.random:Random",
         "keeps random visual tokens: the control that every ranking has to beat",

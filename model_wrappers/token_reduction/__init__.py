@@ -4,6 +4,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, S
 from lmms_eval_stability.model_wrappers.token_reduction.fastv import FastV
 from lmms_eval_stability.model_wrappers.token_reduction.pyramiddrop import PyramidDrop
 from lmms_eval_stability.model_wrappers.token_reduction.random import Random
+from lmms_eval_stability.model_wrappers.token_reduction.sparsevlm import SparseVLM
 from lmms_eval_stability.model_wrappers.token_reduction.visionzip import VisionZip
 
-__all__ = ["FastV", "PyramidDrop", "Random", "RowTokens", "Session", "TokenReducer", "VisionZip"]
+__all__ = ["FastV", "PyramidDrop", "Random", "RowTokens", "Session", "SparseVLM", "TokenReducer", "VisionZip"]

@@ -11,7 +11,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
-from lmms_eval_stability.model_wrappers.token_reduction import PyramidDrop
+from lmms_eval_stability.model_wrappers.token_reduction import PyramidDrop, SparseVLM
 from lmms_eval_stability.model_wrappers.token_reduction.errors import NothingPrunedError
 from lmms_eval_stability.model_wrappers.token_reduction.inside_llm import InsideLLM
 from tests.model_wrappers.token_reduction.conftest import QUESTION, Tiny
@@ -32,6 +32,7 @@ class Case:
 CASES = {
     "pyramiddrop": Case(PyramidDrop(), PyramidDrop(ratios="1-1-1")),
     "pyramiddrop_original_positions": Case(PyramidDrop(renumber=False), PyramidDrop(ratios="1-1-1", renumber=False)),
+    "sparsevlm": Case(SparseVLM(), SparseVLM(tokens="576-576-576")),
 }
 
 
