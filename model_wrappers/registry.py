@@ -106,6 +106,12 @@ METHODS: dict[str, MethodEntry] = {
         "token reduction",
         {"dominant": 162, "contextual": 30, "literal": False},
     ),
+    "hired": MethodEntry(
+        "token_reduction.hired:HiRED",
+        "keeps a fixed share of visual tokens, shared out among tiles, ranked by the CLS token's attention",
+        "token reduction",
+        {"budget": 0.2, "alpha": 0.5, "official_quirks": False},
+    ),
 }
 
 

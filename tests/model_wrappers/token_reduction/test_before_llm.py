@@ -16,6 +16,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.errors import (
     UnsupportedCallError,
     UnsupportedModelError,
 )
+from lmms_eval_stability.model_wrappers.token_reduction.hired import HiRED
 from lmms_eval_stability.model_wrappers.token_reduction.random import Random
 from lmms_eval_stability.model_wrappers.token_reduction.visionzip import VisionZip
 from tests.model_wrappers.token_reduction.conftest import QUESTION, Tiny
@@ -26,10 +27,12 @@ from tests.model_wrappers.token_reduction.test_inside_llm import CLOSE
 METHODS: dict[str, TokenReducer] = {
     "random": Random(tokens=200),
     "visionzip": VisionZip(),
+    "hired": HiRED(budget=0.3),
 }
 KEEP_ALL: dict[str, TokenReducer] = {
     "random": Random(tokens=576),
     "visionzip": VisionZip(dominant=500, contextual=76),
+    "hired": HiRED(budget=1),
 }
 
 
