@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
@@ -217,6 +218,50 @@ def test_flash_kernels(tiny: Tiny, case: Case):
     assert torch.equal(out.sequences, expected.sequences)
     torch.testing.assert_close(out.logits[0], expected.logits[0], atol=2e-4, rtol=1e-4)
     assert len(kernel.names) == 4 * len(tiny.layers)  # computing a ranking runs no kernel
+
+
+def test_a_dispatched_model(llava: Tiny, case: Case):
+    """With ``device_map`` accelerate replaces the ``forward`` of modules, also of those that a ranking calls."""
+    inputs = llava.one()
+    with case.on.attach(llava.model, llava.family):
+        expected = llava.generate_raw(inputs, new=3)
+    model = copy.deepcopy(llava.model)
+    for module in (model, *model.modules()):
+        add_hook_to_module(module, AlignDevicesHook(execution_device="cpu"))
+    other = Tiny(llava.kind, model, llava.processor, llava.family)
+    with case.on.attach(model, llava.family) as session:
+        got = other.generate_raw(inputs, new=3)
+    assert torch.equal(got.sequences, expected.sequences)
+    torch.testing.assert_close(got.logits[2], expected.logits[2], **CLOSE)
+    session.require_pruned(expect_images=True)
+
+
+def test_a_picture_after_the_query_stays_whole(tiny: Tiny, case: Case):
+    inputs = tiny.inputs((QUESTION, [(84, 56), (56, 112)]))
+    visual = tiny.visual(inputs)[0]
+    columns = visual.nonzero().squeeze(1).tolist()
+    query = next(column for column in columns if not visual[column + 1]) + 1  # right behind the first picture
+    first = int(visual[:query].sum())
+    with case.on.attach(tiny.model, tiny.family) as session, session.pin_query([query]):
+        logits = tiny.logits(inputs)
+    assert session.rows[0].visual_tokens[0] == first > session.rows[0].visual_tokens[-1]
+    assert set(columns[first:]) <= set(kept_columns(tiny, logits)[0])
+
+
+def test_a_generated_placeholder_is_an_ordinary_token(tiny: Tiny, case: Case):
+    inputs = tiny.one()
+    prompt = inputs["input_ids"].shape[1]
+    placeholder = tiny.family.placeholder_ids(tiny.model.config)[0]
+
+    def force(_row: int, ids: torch.Tensor) -> list[int]:
+        return [placeholder if len(ids) == prompt else 7]
+
+    with case.on.attach(tiny.model, tiny.family) as session:
+        tiny.generate(inputs, new=3)
+        expected = session.rows
+        out = tiny.generate_raw(inputs, new=3, prefix_allowed_tokens_fn=force, suppress_tokens=None)
+        assert session.rows == expected
+    assert out.sequences[0, prompt] == placeholder
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

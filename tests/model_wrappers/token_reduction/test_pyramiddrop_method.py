@@ -33,7 +33,7 @@ def attention_rows(case: Any, stage: int, hidden: Tensor, kernel: str) -> Tensor
         hidden_size=hidden.shape[-1],
         num_attention_heads=int(case["num_heads"]),
         head_dim=int(case["head_dim"]),
-        rope_theta=float(case["rope_theta"]),
+        rope_parameters={"rope_type": "default", "rope_theta": float(case["rope_theta"])},
         attn_implementation=kernel,
     )
     attention, batch, length = LlamaAttention(config, 0), hidden.shape[0], hidden.shape[1]
