@@ -112,6 +112,12 @@ METHODS: dict[str, MethodEntry] = {
         "token reduction",
         {"budget": 0.2, "alpha": 0.5, "official_quirks": False},
     ),
+    "lofi": MethodEntry(
+        "token_reduction.lofi:LoFi",
+        "keeps visual tokens of high leverage on the strongest singular directions (LoFi-style)",
+        "token reduction",
+        {"tokens": 192, "rank": 64, "feature": "projected", "literal": False},
+    ),
 }
 
 

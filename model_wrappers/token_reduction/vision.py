@@ -30,11 +30,13 @@ class Wanted:
 
     Attributes:
         attention: Vision layers whose attention is read.
-        keys: Whether the keys of the last of them are read, and (with a CLS token) its output.
+        keys: Whether the keys of the last of them are read.
+        hidden: Vision layer whose output is read; only of towers with a CLS token.
     """
 
     attention: tuple[int, ...] = ()
     keys: bool = False
+    hidden: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class ImageView:
             queries (H is 1).
         keys: (P, S, d_head) mean over heads; after rotary embedding and averaged over merged tokens where there are
             such. None unless wanted.
-        hidden: (P, S, d_vision) output of the layer that the projector reads; None without a CLS token.
+        hidden: (P, S, d_vision) output of the wanted layer; None unless wanted, and without a CLS token.
         project: The model's projector.
     """
 
@@ -120,11 +122,11 @@ class _ClsReader:
             seen = torch.ones(total, 1, 1 + layouts[0].positions, dtype=torch.bool)
             tap.want(torch.zeros(total, 1, dtype=torch.long), seen)
         if wanted.keys:
-            layer = layers[wanted.attention[-1]]
-            attention: Any = family.vision_attention(layer)
+            attention: Any = family.vision_attention(layers[wanted.attention[-1]])
             self._heads = attention.num_heads
             stack.callback(attention.k_proj.register_forward_hook(self._see_keys).remove)
-            stack.callback(layer.register_forward_hook(self._see_hidden).remove)
+        if wanted.hidden is not None:
+            stack.callback(layers[wanted.hidden].register_forward_hook(self._see_hidden).remove)
 
     def finish(self) -> None:
         """Collect what the taps read."""
@@ -146,8 +148,8 @@ class _ClsReader:
                 "attention": {layer: rows[part] for layer, rows in self._rows.items()},
                 "project": self._project,
             }
-            if self._keys is not None and self._hidden is not None:
-                read.update(keys=self._keys[part], hidden=self._hidden[part])
+            read["keys"] = None if self._keys is None else self._keys[part]
+            read["hidden"] = None if self._hidden is None else self._hidden[part]
             found.append(read)
             start += count
         return found

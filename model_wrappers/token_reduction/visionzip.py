@@ -71,7 +71,8 @@ class VisionZip(BeforeLLM):
         check_budget_fits(self, self._total, family.fixed_positions(model), literal=self.literal)
 
     def wanted(self, model: Any, family: Family) -> Wanted:
-        return Wanted(attention=(family.feature_layer(model),), keys=True)
+        layer = family.feature_layer(model)
+        return Wanted(attention=(layer,), keys=True, hidden=layer)
 
     def counts(self, positions: int) -> tuple[int, int]:
         """Return the dominant and contextual tokens of a partition with ``positions`` patches."""

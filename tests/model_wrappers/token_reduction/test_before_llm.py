@@ -17,6 +17,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.errors import (
     UnsupportedModelError,
 )
 from lmms_eval_stability.model_wrappers.token_reduction.hired import HiRED
+from lmms_eval_stability.model_wrappers.token_reduction.lofi import LoFi
 from lmms_eval_stability.model_wrappers.token_reduction.random import Random
 from lmms_eval_stability.model_wrappers.token_reduction.visionzip import VisionZip
 from tests.model_wrappers.token_reduction.conftest import QUESTION, Tiny
@@ -28,11 +29,13 @@ METHODS: dict[str, TokenReducer] = {
     "random": Random(tokens=200),
     "visionzip": VisionZip(),
     "hired": HiRED(budget=0.3),
+    "lofi": LoFi(rank=4),
 }
 KEEP_ALL: dict[str, TokenReducer] = {
     "random": Random(tokens=576),
     "visionzip": VisionZip(dominant=500, contextual=76),
     "hired": HiRED(budget=1),
+    "lofi": LoFi(tokens=576, rank=4),
 }
 
 
