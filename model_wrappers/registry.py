@@ -118,6 +118,12 @@ METHODS: dict[str, MethodEntry] = {
         "token reduction",
         {"tokens": 192, "rank": 64, "feature": "projected", "literal": False},
     ),
+    "downsample": MethodEntry(
+        "token_reduction.downsample:Downsample",
+        "makes images smaller, so that the unchanged model has fewer visual tokens: a control, Qwen only",
+        "token reduction",
+        {"tokens": 192, "literal": False},
+    ),
 }
 
 

@@ -51,6 +51,27 @@ class Qwen2VL(Family):
     def image_pixels(self, inputs: Mapping[str, Any], layouts: Sequence[ImageLayout]) -> list[Tensor]:  # noqa: ARG002
         return list(inputs["pixel_values"].split(inputs["image_grid_thw"].prod(dim=-1).tolist()))
 
+    def resize_images(
+        self, model: nn.Module, inputs: Mapping[str, Any], grids: Sequence[tuple[int, int, int]]
+    ) -> dict[str, Tensor]:
+        """Resize images that the processor has already cut into patches.
+
+        Args:
+            model: The model.
+            inputs: ``pixel_values`` and ``image_grid_thw``.
+            grids: New grid of each image: frames, rows and columns of patches. Frames stay as many as they are.
+
+        Returns:
+            ``pixel_values`` and ``image_grid_thw`` of the resized images (antialiased bicubic, as the processor's).
+        """
+        vision = model.config.vision_config
+        cut = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+        resized = []
+        for rows, old, new in zip(self.image_pixels(inputs, ()), inputs["image_grid_thw"].tolist(), grids, strict=True):
+            resized.append(rows if tuple(old) == tuple(new) else _resize_patches(rows, tuple(old), new, *cut))
+        grid = inputs["image_grid_thw"].new_tensor([list(new) for new in grids])
+        return {"pixel_values": torch.cat(resized), "image_grid_thw": grid}
+
     def tower_order(self, model: nn.Module, grid: Tensor) -> Tensor | None:  # noqa: ARG002
         """Return which merged token of all images each group of the tower's tokens makes; None if they are in order."""
         return None
@@ -94,3 +115,19 @@ class Qwen2VL(Family):
 
 def _clean_part(part: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**part, "text": part["text"].replace("<image>", "")} if part["type"] == "text" else part
+
+
+def _resize_patches(
+    patches: Tensor, old: tuple[int, ...], new: tuple[int, ...], side: int, depth: int, merge: int
+) -> Tensor:
+    """Resize one image: (t * h * w, C * depth * side * side) -> (t * h' * w', C * depth * side * side).
+
+    Patches come in groups that are merged, each group's rows and columns together; ``depth`` frames make one patch.
+    """
+    frames, rows, columns = old
+    cut = patches.view(frames, rows // merge, columns // merge, merge, merge, -1, depth, side, side)
+    pixels = cut.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(frames * depth, -1, rows * side, columns * side)
+    size = (new[1] * side, new[2] * side)
+    pixels = torch.nn.functional.interpolate(pixels.float(), size=size, mode="bicubic", antialias=True)
+    cut = pixels.view(frames, depth, -1, new[1] // merge, merge, side, new[2] // merge, merge, side)
+    return cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(frames * new[1] * new[2], -1).to(patches.dtype)

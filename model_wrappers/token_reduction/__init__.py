@@ -1,6 +1,7 @@
 """Training-free visual token reduction: one method, one file."""
 
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session, TokenReducer
+from lmms_eval_stability.model_wrappers.token_reduction.downsample import Downsample
 from lmms_eval_stability.model_wrappers.token_reduction.fastv import FastV
 from lmms_eval_stability.model_wrappers.token_reduction.hired import HiRED
 from lmms_eval_stability.model_wrappers.token_reduction.lofi import LoFi
@@ -10,6 +11,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.sparsevlm import SparseV
 from lmms_eval_stability.model_wrappers.token_reduction.visionzip import VisionZip
 
 __all__ = [
+    "Downsample",
     "FastV",
     "HiRED",
     "LoFi",

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from lmms_eval_stability.model_wrappers.families.base import Family
+from lmms_eval_stability.model_wrappers.families.images import ImageLayout
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session, TokenReducer
 from lmms_eval_stability.model_wrappers.token_reduction.errors import (
     UnsupportedCallError,
@@ -77,6 +78,10 @@ class BeforeLLM(TokenReducer):
         """Return what the method reads while images are encoded."""
         return Wanted()
 
+    def smaller_images(self, model: Any, family: Family, inputs: dict[str, Any]) -> dict[str, Any] | None:  # noqa: ARG002
+        """Return inputs that replace the images by smaller ones, for a method that acts before the vision tower."""
+        return None
+
     @abstractmethod
     def compress(self, image: ImageView) -> Compressed | None:
         """Shorten one image; None leaves it as it is."""
@@ -96,7 +101,7 @@ class _Shortened:
     inputs: dict[str, Any]  # what replaces the caller's
     kept: Kept
     images: list[int]  # images of each row
-    output: Any  # what get_image_features returns, with shortened features
+    output: Any  # what get_image_features returns, with shortened features; None: the model encodes smaller images
     positions: Tensor | None = None  # Qwen: (3, B, L') of the kept tokens in the full prompt
     next_position: Tensor | None = None  # Qwen: (B,) of the first generated token
     deltas: Tensor | None = None  # Qwen: (B, 1) what transformers adds to a count of tokens to get that
@@ -168,22 +173,33 @@ class _Engine:
             return None
         layouts = self._family.image_layouts(self._model, given)
         images = _images_per_row(before, [layout.tokens for layout in layouts])
-        wanted = self._method.wanted(self._model, self._family)
-        output, views = encode_images(self._model, self._family, given, layouts, wanted)
-        with torch.no_grad():
-            made = [self._method.compress(view) for view in views]
-        stays = [_kept_mask(view, part) for view, part in zip(views, made, strict=True)]
-        features = [view.tokens if part is None else part.features for view, part in zip(views, made, strict=True)]
+        smaller = self._method.smaller_images(self._model, self._family, given)
+        output: Any = None
+        if smaller is not None:
+            left = self._family.image_layouts(self._model, smaller)
+            stays = [torch.arange(full.tokens) < part.tokens for full, part in zip(layouts, left, strict=True)]
+        else:
+            output, stays = self._encode(given, layouts)
         dropped = torch.zeros_like(visual)
         dropped[visual] = ~torch.cat(stays).to(visual.device)
         self._record(before, (visual & ~dropped).sum(dim=1).tolist())
         if not bool(dropped.any()):
             return None
         kept, slots = Kept.everything(*input_ids.shape, real, input_ids.device).without(dropped)
-        output.pooler_output = features
-        short = _Shortened(_gathered(given, kept, slots), kept, images, output)
-        self._place(short, given, real, slots)
+        short = _Shortened({**_gathered(given, kept, slots), **(smaller or {})}, kept, images, output)
+        if output is not None:
+            self._place(short, given, real, slots)
         return short
+
+    def _encode(self, given: dict[str, Any], layouts: Sequence[ImageLayout]) -> tuple[Any, list[Tensor]]:
+        """Encode and compress: what get_image_features returns, shortened, and (N,) bool per image, what stays."""
+        wanted = self._method.wanted(self._model, self._family)
+        output, views = encode_images(self._model, self._family, given, layouts, wanted)
+        with torch.no_grad():
+            made = [self._method.compress(view) for view in views]
+        pairs = list(zip(views, made, strict=True))
+        output.pooler_output = [view.tokens if part is None else part.features for view, part in pairs]
+        return output, [_kept_mask(view, part) for view, part in pairs]
 
     def _record(self, before: Sequence[int], after: Sequence[int]) -> None:
         # A pin has one entry per prompt, as these rows have: beams are made later.
@@ -213,6 +229,9 @@ class _Engine:
     def _standing_in(self, short: _Shortened) -> Iterator[None]:
         """Have the model's own methods answer for the shortened prompt."""
         with ExitStack() as stack:
+            if short.output is None:
+                yield
+                return
 
             @functools.wraps(self._backbone.get_image_features)
             def get_image_features(*_args: Any, **_kwargs: Any) -> Any:
@@ -260,6 +279,8 @@ class _Engine:
         if short.positions is None and given.get("position_ids") is not None:
             raise UnsupportedCallError(f"token reduction does not support {_UNSUPPORTED['position_ids']}")
         kept, mask = short.kept, given.get("attention_mask")
+        if mask is None and kept.valid is None:
+            return given
         new = cache.get_seq_length() + given["input_ids"].shape[1] - kept.columns.shape[1]
         after = kept.columns.new_ones(len(kept.columns), new) if mask is None else mask[:, kept.columns_total :]
         prompt = torch.ones_like(kept.columns) if kept.valid is None else kept.valid
