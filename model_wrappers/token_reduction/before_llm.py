@@ -185,7 +185,7 @@ class _Engine:
         self._record(before, (visual & ~dropped).sum(dim=1).tolist())
         if not bool(dropped.any()):
             return None
-        kept, slots = Kept.everything(*input_ids.shape, real, input_ids.device).without(dropped)
+        kept, slots = Kept.everything(len(input_ids), input_ids.shape[1], real, input_ids.device).without(dropped)
         short = _Shortened({**_gathered(given, kept, slots), **(smaller or {})}, kept, images, output)
         if output is not None:
             self._place(short, given, real, slots)

@@ -215,7 +215,7 @@ class _ReceivedReader:
 
     def _merged(self, values: Tensor, order: Tensor | None) -> Tensor:
         """Average over the tokens that are merged, and undo the tower's order: (n * merge, c) -> (n, c)."""
-        mean = values.unflatten(0, (-1, self._merge)).mean(dim=1)
+        mean: Tensor = values.unflatten(0, (-1, self._merge)).mean(dim=1)
         if order is None:
             return mean
         return torch.empty_like(mean).index_copy_(0, order.to(mean.device), mean)
