@@ -82,6 +82,48 @@ METHODS: dict[str, MethodEntry] = {
         "token reduction",
         {"k": 3, "r": 0.5},
     ),
+    "pyramiddrop": MethodEntry(
+        "token_reduction.pyramiddrop:PyramidDrop",
+        "drops visual tokens in stages, ranked by the queries and keys of the layer that follows",
+        "token reduction",
+        {"layers": "auto", "ratios": "0.5-0.25-0.125", "renumber": True},
+    ),
+    "sparsevlm": MethodEntry(
+        "token_reduction.sparsevlm:SparseVLM",
+        "keeps the visual tokens that the question looks at, and merges the best of the others",
+        "token reduction",
+        {"layers": "auto", "tokens": "300-200-110", "literal": False, "rank_rule": False, "scale": 13.5},
+    ),
+    "random": MethodEntry(
+        "token_reduction.random:Random",
+        "keeps random visual tokens: the control that every ranking has to beat",
+        "token reduction",
+        {"tokens": 192, "literal": False, "seed": 0},
+    ),
+    "visionzip": MethodEntry(
+        "token_reduction.visionzip:VisionZip",
+        "keeps the patches that the CLS token attends to, merges the others into a few tokens",
+        "token reduction",
+        {"dominant": 162, "contextual": 30, "literal": False},
+    ),
+    "hired": MethodEntry(
+        "token_reduction.hired:HiRED",
+        "keeps a fixed share of visual tokens, shared out among tiles, ranked by the CLS token's attention",
+        "token reduction",
+        {"budget": 0.2, "alpha": 0.5, "official_quirks": False},
+    ),
+    "lofi": MethodEntry(
+        "token_reduction.lofi:LoFi",
+        "keeps visual tokens of high leverage on the strongest singular directions (LoFi-style)",
+        "token reduction",
+        {"tokens": 192, "rank": 64, "feature": "projected", "literal": False},
+    ),
+    "downsample": MethodEntry(
+        "token_reduction.downsample:Downsample",
+        "makes images smaller, so that the unchanged model has fewer visual tokens: a control, Qwen only",
+        "token reduction",
+        {"tokens": 192, "literal": False},
+    ),
 }
 
 

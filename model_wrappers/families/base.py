@@ -11,8 +11,10 @@ from lmms_eval_stability.model_wrappers.errors import UnsupportedInputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import BatchFeature
+
+    from lmms_eval_stability.model_wrappers.families.images import ImageLayout
 
 Message = Mapping[str, Any]
 """One chat turn: ``{"role": ..., "content": [{"type": "text" | "image" | "video" | "audio", ...}]}``."""
@@ -47,6 +49,8 @@ class Family(ABC):
     applies_until: ClassVar[bool] = False
     #: How ``lmms_eval_name`` decodes answers, beside leaving out special tokens.
     decode_arguments: ClassVar[Mapping[str, Any]] = {}
+    #: Whether the vision tower puts a CLS token before the patches of a partition.
+    has_cls: ClassVar[bool]
     #: Arguments of the processor that a user may set, with their defaults.
     processor_defaults: ClassVar[Mapping[str, Any]] = {}
 
@@ -63,6 +67,37 @@ class Family(ABC):
     @abstractmethod
     def vision_tower(self, model: nn.Module) -> nn.Module:
         """Return the module that encodes images."""
+
+    @abstractmethod
+    def vision_layers(self, model: nn.Module) -> nn.ModuleList:
+        """Return the layers of the vision tower."""
+
+    @abstractmethod
+    def vision_attention(self, layer: nn.Module) -> nn.Module:
+        """Return the attention module of one of ``vision_layers``."""
+
+    @abstractmethod
+    def feature_layer(self, model: nn.Module) -> int:
+        """Return the layer of the vision tower whose attention says what its visual tokens are about.
+
+        With a CLS token: the layer whose output the projector reads. Without: a late layer in which every patch of an
+        image sees every other.
+
+        Raises:
+            UnsupportedInputError: if there is no single such layer.
+        """
+
+    @abstractmethod
+    def image_layouts(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[ImageLayout]:
+        """Return the geometry of each image in the model's inputs, in the order of their placeholders."""
+
+    @abstractmethod
+    def image_pixels(self, inputs: Mapping[str, Any], layouts: Sequence[ImageLayout]) -> list[Tensor]:
+        """Return the part of ``inputs["pixel_values"]`` that belongs to each image, without padding."""
+
+    def fixed_positions(self, model: nn.Module) -> int | None:  # noqa: ARG002
+        """Return the positions of every partition (576 for CLIP at 336 pixels), or None if images differ."""
+        return None
 
     @abstractmethod
     def placeholder_ids(self, config: Any) -> tuple[int, ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from lmms_eval_stability.model_wrappers.errors import UnsupportedInputError
 from lmms_eval_stability.model_wrappers.families.base import Family, Message, Prompt, images_of
+from lmms_eval_stability.model_wrappers.families.images import ImageLayout
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import BatchFeature
 
 
@@ -19,10 +22,41 @@ class Llava(Family):
     model_type = "llava"
     lmms_eval_name = "llava_hf"
     default_max_new_tokens = 1024
+    has_cls = True
 
     def vision_tower(self, model: nn.Module) -> nn.Module:
         part: nn.Module = model.get_submodule("model.vision_tower")
         return part
+
+    def vision_layers(self, model: nn.Module) -> nn.ModuleList:
+        tower: Any = self.vision_tower(model)
+        tower = getattr(tower, "vision_model", tower)  # one level deeper in older releases of transformers
+        part: nn.ModuleList = tower.encoder.layers
+        return part
+
+    def vision_attention(self, layer: nn.Module) -> nn.Module:
+        part: nn.Module = layer.get_submodule("self_attn")
+        return part
+
+    def feature_layer(self, model: nn.Module) -> int:
+        state = model.config.vision_feature_layer
+        if not isinstance(state, int):
+            raise UnsupportedInputError(f"the projector reads several layers of the vision tower ({state})")
+        depth = len(self.vision_layers(model))
+        return (state if state >= 0 else depth + 1 + state) - 1  # hidden state 0 is the input of layer 0
+
+    def fixed_positions(self, model: nn.Module) -> int | None:
+        vision = model.config.vision_config
+        return int(vision.image_size // vision.patch_size) ** 2
+
+    def image_layouts(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[ImageLayout]:
+        count = self.fixed_positions(model)
+        assert count is not None
+        source = torch.arange(count)
+        return [ImageLayout(1, count, None, source) for _ in range(len(inputs["pixel_values"]))]
+
+    def image_pixels(self, inputs: Mapping[str, Any], layouts: Sequence[ImageLayout]) -> list[Tensor]:  # noqa: ARG002
+        return list(inputs["pixel_values"])
 
     def placeholder_ids(self, config: Any) -> tuple[int, ...]:
         return (config.image_token_id,)

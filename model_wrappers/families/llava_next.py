@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmms_eval_stability.model_wrappers.families.images import ImageLayout
 from lmms_eval_stability.model_wrappers.families.llava import Llava
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class LlavaNext(Llava):
-    """Differs from LLaVA-1.5 in its configuration only; newline positions are image placeholders too."""
+    """Differs from LLaVA-1.5 in its tiles and newlines; newline positions are image placeholders too."""
 
     model_type = "llava_next"
+
+    def image_layouts(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[ImageLayout]:
+        return [self.layout(model, size) for size in inputs["image_sizes"].tolist()]
+
+    def layout(self, model: nn.Module, size: Sequence[int]) -> ImageLayout:
+        """Return the geometry of an image of ``size`` (height, width) pixels."""
+        from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
+        config, count = model.config, self.fixed_positions(model)
+        assert count is not None
+        rows, columns = get_anyres_image_grid_shape(
+            tuple(size), config.image_grid_pinpoints, config.vision_config.image_size
+        )
+        partitions = 1 + rows * columns
+        # Where a position goes is asked of the model itself: it packs the numbers of the positions like features.
+        numbers = torch.arange(partitions * count, dtype=torch.float64).view(partitions, count, 1)
+        backbone: Any = self.backbone(model)
+        packed, _ = backbone.pack_image_features(
+            [numbers],
+            torch.tensor([list(size)]),
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            image_newline=torch.tensor([-1.0], dtype=torch.float64),
+        )
+        return ImageLayout(partitions, count, (rows, columns), packed[0].squeeze(-1).long())
+
+    def image_pixels(self, inputs: Mapping[str, Any], layouts: Sequence[ImageLayout]) -> list[Tensor]:
+        pairs = zip(inputs["pixel_values"], layouts, strict=True)
+        return [pixels[: layout.partitions] for pixels, layout in pairs]

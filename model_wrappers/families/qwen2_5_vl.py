@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmms_eval_stability.model_wrappers.families.base import Message, Prompt, images_of
 from lmms_eval_stability.model_wrappers.families.qwen2_vl import Qwen2VL
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Qwen25VL(Qwen2VL):
@@ -23,3 +26,23 @@ class Qwen25VL(Qwen2VL):
     def image_bounds(self, processor: Any) -> dict[str, int]:  # noqa: ARG002
         # lmms-eval's chat model gives qwen_vl_utils no bounds for images, so its own apply before the processor's.
         return {}
+
+    def feature_layer(self, model: nn.Module) -> int:
+        # Most layers see only windows of the image.
+        return int(max(model.config.vision_config.fullatt_block_indexes))
+
+    def tower_order(self, model: nn.Module, grid: Tensor) -> Tensor | None:
+        tower: Any = self.vision_tower(model)
+        if hasattr(tower, "get_window_index"):  # older releases of transformers
+            order, _ = tower.get_window_index(grid)
+        else:
+            from transformers.vision_utils import get_vision_window_index
+
+            order, _ = get_vision_window_index(
+                grid,
+                spatial_merge_size=tower.spatial_merge_size,
+                window_size=tower.window_size,
+                patch_size=tower.patch_size,
+            )
+        window_order: Tensor = order
+        return window_order

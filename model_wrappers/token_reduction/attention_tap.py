@@ -50,7 +50,7 @@ def attention_rows(query: Tensor, key: Tensor, rows: Tensor, seen: Tensor, scali
 class AttentionTap:
     """Reads attention rows of one attention module, one forward pass at a time.
 
-    ``want`` before the pass, ``take`` after it.
+    ``want`` before the pass, ``take`` after it; or ``measure``, without a pass of the model.
     """
 
     def __init__(self, attention: nn.Module, stack: ExitStack) -> None:
@@ -59,6 +59,7 @@ class AttentionTap:
         self._request: tuple[Tensor, Tensor] | None = None
         self._config: Any = None  # the module's own config while it carries the copy
         self._result: Tensor | None = None
+        self.alone = False  # no attention output is wanted, only the rows
         stack.callback(self.reset)
         stack.callback(attention.register_forward_pre_hook(self._before).remove)
         stack.callback(attention.register_forward_hook(self._after).remove)
@@ -78,6 +79,29 @@ class AttentionTap:
             )
         return result
 
+    def measure(self, hidden: Tensor, rotary: Any, rows: Tensor, seen: Tensor) -> Tensor:
+        """Compute rows of attention from the module's input, without running its kernel or touching the KV cache.
+
+        Args:
+            hidden: (B, L, d) after the layer's norm.
+            rotary: (cos, sin) of the L tokens, as the module takes them.
+            rows: (B, R) query rows.
+            seen: (B, R, L) bool, the keys that each row may attend to.
+
+        Returns:
+            (B, H, R, L) float32, under every attention implementation.
+        """
+        self.want(rows, seen)
+        self.alone = True
+        try:
+            self._point_to_wrapper()
+            # Not the module's __call__: whoever records attention weights by hooks has not asked for this one.
+            self._attention.forward(hidden, position_embeddings=rotary, attention_mask=None)
+        finally:
+            self.alone = False
+            self._give_config_back()
+        return self.take()
+
     def reset(self) -> None:
         """Forget requests and results, and give the module its config back (after an exception inside the layer)."""
         self._request = self._result = None
@@ -94,6 +118,10 @@ class AttentionTap:
         self._give_config_back()  # still away if the last call failed and is being repeated
         if self._request is None or module.config._attn_implementation == "eager":
             return
+        self._point_to_wrapper()
+
+    def _point_to_wrapper(self) -> None:
+        module = self._attention
         name = _PREFIX + module.config._attn_implementation
         if name not in ALL_ATTENTION_FUNCTIONS:
             AttentionInterface.register(name, _tapped_attention)
@@ -126,6 +154,9 @@ class AttentionTap:
 
 def _tapped_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Stand in for the kernel of a tapped module; has the signature of an entry of transformers' attention registry."""
-    module._token_tap.intercept(query, key, kwargs.get("scaling"))
+    tap = module._token_tap
+    tap.intercept(query, key, kwargs.get("scaling"))
+    if tap.alone:
+        return torch.zeros_like(query.transpose(1, 2)), None
     kernel = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
     return kernel(module, query, key, value, *args, **kwargs)

@@ -19,7 +19,8 @@ class Kept:
     row is in the last slot whatever was dropped.
 
     Attributes:
-        columns: (B, S) column of ``input_ids`` in each slot. Padding slots name some dropped or padding column.
+        columns: (B, S) column of ``input_ids`` in each slot. Padding slots name some dropped or padding column. A token
+            merged from several has the column of one of them, which need not be in order.
         valid: (B, S) bool, False on padding slots; None when there are none.
         columns_total: L.
     """
@@ -34,11 +35,17 @@ class Kept:
         columns = torch.arange(length, device=device).expand(batch, length)
         return cls(columns, real, length)
 
-    def without(self, dropped: Tensor) -> tuple[Kept, Tensor]:
+    def slot_order(self) -> Tensor:
+        """Return (B, S) numbers that ascend with the slots, with room for S tokens to be moved in between."""
+        slots = self.columns.shape[1]
+        return torch.arange(slots, device=self.columns.device).repeat(len(self.columns), 1) * (slots + 1)
+
+    def without(self, dropped: Tensor, order: Tensor | None = None) -> tuple[Kept, Tensor]:
         """Drop slots, and padding that is no longer needed to align the rows.
 
         Args:
             dropped: (B, S) bool over the slots of this sequence.
+            order: (B, S) what to sort the slots by, at least 0, if some shall move; see ``slot_order``.
 
         Returns:
             The new sequence, and (B, S') the slot of this sequence that each new slot comes from.
@@ -46,17 +53,42 @@ class Kept:
         keep = ~dropped if self.valid is None else ~dropped & self.valid
         longest = int(keep.sum(dim=1).max())
         # A stable sort of the flags moves what goes to the front and leaves what stays in its order behind it.
-        slots = keep.int().argsort(dim=1, stable=True)[:, -longest:]
+        key = keep.int() if order is None else order.masked_fill(~keep, -1)
+        slots = key.argsort(dim=1, stable=True)[:, -longest:]
         valid = keep.gather(1, slots)
         columns = self.columns.gather(1, slots)
         return Kept(columns, None if bool(valid.all()) else valid, self.columns_total), slots
 
     def slot_of(self, columns: Tensor) -> Tensor:
-        """Return the slot of one kept column per row: (B,) -> (B,)."""
-        here = self.columns == columns[:, None]
+        """Return the slots of kept columns of each row: (B,) -> (B,) or (B, R) -> (B, R)."""
+        here = self.columns[:, None] == columns.reshape(len(columns), -1)[..., None]
         if self.valid is not None:
-            here &= self.valid
-        return here.int().argmax(dim=1)
+            here &= self.valid[:, None]
+        return here.int().argmax(dim=2).view_as(columns)
+
+    def lengths(self) -> Tensor:
+        """Return how many tokens each row has, (B,)."""
+        if self.valid is None:
+            return torch.full(self.columns.shape[:1], self.columns.shape[1], device=self.columns.device)
+        return self.valid.sum(dim=1)
+
+    def renumbered(self, start: Kept) -> Tensor:
+        """Return the columns whose positions the tokens get when they are numbered without gaps.
+
+        Args:
+            start: The sequence before anything was dropped: the r-th token that is left gets the position of the r-th
+                token there, so that a row begins where it did before, whatever its padding.
+
+        Returns:
+            (B, S) columns; some column on padding slots.
+        """
+        if self.valid is None:
+            rank = torch.arange(self.columns.shape[1], device=self.columns.device).expand_as(self.columns)
+        else:
+            rank = (self.valid.cumsum(dim=1) - 1).clamp(min=0)
+        if start.valid is None:
+            return rank
+        return (~start.valid).int().argsort(dim=1, stable=True).gather(1, rank)
 
     def restore_length(self, hidden: Tensor) -> Tensor:
         """Put hidden states (B, S, d) back at their columns: (B, L, d), zeros where a token was dropped or padding."""

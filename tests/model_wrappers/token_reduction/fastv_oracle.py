@@ -18,7 +18,7 @@ class Oracle:
     scores: Tensor  # (N,) of the visual tokens that entered the last stage
 
 
-def _rotate(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = values.chunk(2, dim=-1)
     return values * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -32,14 +32,14 @@ def _merge_axes(values: Tensor, config: Any) -> Tensor:
     return torch.cat([part[index % 3] for index, part in enumerate(parts)], dim=-1)
 
 
-def _attend(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def attend(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Causal self-attention of one layer on (L, d): its output, and the weights (H, L, L)."""
     attention, size = layer.self_attn, layer.self_attn.head_dim
     query, key, value = (
         projection(hidden).view(len(hidden), -1, size).transpose(0, 1)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     groups = len(query) // len(key)
     key, value = key.repeat_interleave(groups, dim=0), value.repeat_interleave(groups, dim=0)
     logits = query @ key.transpose(1, 2) / size**0.5
@@ -49,12 +49,8 @@ def _attend(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tenso
 
 
 @torch.no_grad()
-def run(tiny: Any, inputs: dict[str, Any], stages: dict[int, int], query: int) -> Oracle:
-    """Answer one unpadded prompt, with tokens ranked by the attention of column ``query``.
-
-    ``stages`` maps a layer to the number of visual tokens that stay before it, ranked in the layer before. Embeddings
-    and positions are recorded from the untouched model, everything after that is computed here.
-    """
+def entering(tiny: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Record what enters the first decoder layer of the untouched model: embeddings (L, d), cos and sin."""
     decoder = tiny.family.decoder(tiny.model)
     seen: dict[str, Any] = {}
     handles = [
@@ -66,7 +62,19 @@ def run(tiny: Any, inputs: dict[str, Any], stages: dict[int, int], query: int) -
     finally:
         for handle in handles:
             handle.remove()
-    hidden, (cos, sin) = seen["hidden"][0], (_merge_axes(part, decoder.config) for part in seen["rotary"])
+    cos, sin = (_merge_axes(part, decoder.config) for part in seen["rotary"])
+    return seen["hidden"][0], cos, sin
+
+
+@torch.no_grad()
+def run(tiny: Any, inputs: dict[str, Any], stages: dict[int, int], query: int) -> Oracle:
+    """Answer one unpadded prompt, with tokens ranked by the attention of column ``query``.
+
+    ``stages`` maps a layer to the number of visual tokens that stay before it, ranked in the layer before. Embeddings
+    and positions are recorded from the untouched model, everything after that is computed here.
+    """
+    decoder = tiny.family.decoder(tiny.model)
+    hidden, cos, sin = entering(tiny, inputs)
     columns = torch.arange(len(hidden))
     visual = tiny.visual(inputs)[0].nonzero().squeeze(1)
     visual = visual[visual < query]
@@ -80,7 +88,7 @@ def run(tiny: Any, inputs: dict[str, Any], stages: dict[int, int], query: int) -
             stay = [place for place, column in enumerate(columns.tolist()) if column not in losers]
             hidden, cos, sin, columns = hidden[stay], cos[stay], sin[stay], columns[stay]
             visual = torch.tensor(winners)
-        output, weights = _attend(layer, layer.input_layernorm(hidden), cos, sin)
+        output, weights = attend(layer, layer.input_layernorm(hidden), cos, sin)
         hidden = hidden + output
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return Oracle(tiny.model.lm_head(decoder.norm(hidden)), columns, scores)

@@ -63,6 +63,28 @@ def test_the_tapped_layer_computes_exactly_the_same(tiny: Tiny):
             tap.take()
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_rows_without_a_pass_are_those_of_a_pass(tiny: Tiny, kernel: str):
+    inputs = tiny.one()
+    length, layer = inputs["input_ids"].shape[1], tiny.layers[3]
+    rows, seen = torch.tensor([[length - 1]]), torch.ones(1, 1, length, dtype=torch.bool)
+    expected, given = rows_through(tiny, inputs, 3, rows), {}
+    hook = layer.register_forward_pre_hook(lambda _m, a, kw: given.update(hidden=a[0], **kw), with_kwargs=True)
+    tiny.model.set_attn_implementation(kernel)
+    try:
+        config = layer.self_attn.config
+        with ExitStack() as stack, torch.no_grad():
+            cache = tiny.model(**inputs, use_cache=True).past_key_values
+            tap = AttentionTap(layer.self_attn, stack)
+            got = tap.measure(layer.input_layernorm(given["hidden"]), given["position_embeddings"], rows, seen)
+        assert layer.self_attn.config is config
+    finally:
+        hook.remove()
+        tiny.model.set_attn_implementation("sdpa")
+    assert cache.layers[3].keys.shape[2] == length  # the pass filled it, the measurement did not
+    torch.testing.assert_close(got, expected, atol=2e-6, rtol=1e-4)
+
+
 def test_a_failing_layer_gets_its_config_back(llava: Tiny, monkeypatch: pytest.MonkeyPatch):
     attention, inputs = llava.layers[2].self_attn, llava.one()
     config, length = attention.config, inputs["input_ids"].shape[1]

@@ -51,6 +51,36 @@ def test_restore_length_puts_zeros_where_tokens_are_gone():
     assert full[..., 0].tolist() == [[1, 0, 0, 4], [5, 6, 7, 8]]
 
 
+def test_slots_of_several_columns():
+    kept = Kept(torch.tensor([[2, 0, 1], [0, 1, 3]]), torch.tensor([[False, True, True], [True] * 3]), 4)
+    assert kept.slot_of(torch.tensor([[1, 0], [3, 3]])).tolist() == [[2, 1], [2, 2]]
+
+
+def test_tokens_can_be_moved_behind_others():
+    everything = Kept.everything(2, 6, None, CPU)
+    order = everything.slot_order()
+    order[0, [3, 1]] = order[0, 4] + 1 + torch.arange(2)  # 3 and 1, in this order, between 4 and 5
+    kept, slots = everything.without(torch.tensor([[0, 0, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]]).bool(), order)
+    assert kept.valid is not None
+    assert kept.columns[0].tolist() == slots[0].tolist() == [0, 4, 3, 1, 5]
+    assert kept.columns[1, kept.valid[1]].tolist() == [3, 4, 5]
+    assert kept.lengths().tolist() == [5, 3]
+
+
+@pytest.mark.parametrize(
+    ("real", "columns"),
+    [
+        (None, [[0, 1, 2, 3], [0, 0, 1, 2]]),
+        ([[1] * 5, [0, 1, 1, 1, 1]], [[0, 1, 2, 3], [1, 1, 2, 3]]),
+        ([[1] * 5, [1, 1, 1, 1, 0]], [[0, 1, 2, 3], [0, 0, 1, 2]]),
+    ],
+)
+def test_renumbering_begins_where_the_row_began(real: list[list[int]] | None, columns: list[list[int]]):
+    start = Kept.everything(2, 5, None if real is None else torch.tensor(real).bool(), CPU)
+    kept, _ = start.without(torch.tensor([[0, 1, 0, 0, 0], [0, 0, 1, 1 if real is None else 0, 0]]).bool())
+    assert kept.renumbered(start).tolist() == columns
+
+
 def test_slot_of_skips_padding_slots_that_name_the_same_column():
     kept = Kept(torch.tensor([[2, 0, 2]]), torch.tensor([[False, True, True]]), 3)
     assert kept.slot_of(torch.tensor([2])).tolist() == [2]

@@ -1,0 +1,327 @@
+"""The hooks that carry out the stages of a method inside the language model; see ``inside_llm`` for the idea."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lmms_eval_stability.model_wrappers.families.base import Family
+from lmms_eval_stability.model_wrappers.token_reduction.attention_tap import AttentionTap
+from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session
+from lmms_eval_stability.model_wrappers.token_reduction.errors import UnsupportedCallError
+from lmms_eval_stability.model_wrappers.token_reduction.sequence import Kept, causal_mask, take
+
+if TYPE_CHECKING:
+    from lmms_eval_stability.model_wrappers.token_reduction.inside_llm import InsideLLM, Stage
+
+
+def _refuse_call(given: dict[str, Any]) -> None:
+    """Refuse arguments of the backbone under which tokens would be dropped wrongly."""
+    if given.get("input_ids") is None:
+        raise UnsupportedCallError("token reduction needs input_ids to find the visual tokens, not inputs_embeds")
+    mask, cache = given.get("attention_mask"), given.get("past_key_values")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        raise UnsupportedCallError("token reduction supports 2D attention masks (batch, length) only")
+    if given.get("cache") is not None or given.get("cu_seq_lens_q") is not None:
+        raise UnsupportedCallError("token reduction does not support packed sequences or paged caches")
+    if cache is not None and not isinstance(cache, DynamicCache):
+        raise UnsupportedCallError(f"token reduction supports the dynamic KV cache only, not {type(cache).__name__}")
+
+
+@dataclass
+class _Prefill:
+    """One prefill, and what the decoding steps that follow it must know.
+
+    Attributes:
+        start: The sequence as it enters the language model.
+        query: (B,) column of the prompt's last token.
+        raters: (B, R) columns of the tokens that rank the visual ones. Rows with fewer repeat their last one.
+        raters_of_row: How many of them each row really has.
+        visual: (B, L) bool, the visual tokens of the prompt.
+        counts: Visual tokens of each row: those of the prompt, then after each stage.
+        kept: The latest shortened sequence and the layer where it begins, for each stage that dropped something.
+        cache: The KV cache that this prefill filled; not kept alive.
+    """
+
+    start: Kept
+    query: Tensor
+    raters: Tensor
+    raters_of_row: list[int]
+    visual: Tensor
+    counts: list[list[int]]
+    kept: list[tuple[int, Kept]] = field(default_factory=list)
+    cache: Callable[[], Any] = lambda: None
+
+    @property
+    def now(self) -> Kept:
+        """The sequence after the stages so far."""
+        return self.kept[-1][1] if self.kept else self.start
+
+    def at(self, layer: int) -> Kept | None:
+        """Return the shortened sequence that enters ``layer``, or None if nothing has been dropped before it."""
+        return next((kept for first, kept in reversed(self.kept) if first <= layer), None)
+
+
+@dataclass
+class _Continuation:
+    """Tokens after a prefill: ``new`` of them in this pass, (B, appended) real or not altogether; None if all are."""
+
+    new: int
+    appended: int
+    real: Tensor | None
+
+
+class StageHooks:
+    """The hooks of one attached method and their state."""
+
+    def __init__(
+        self, method: InsideLLM, stages: tuple[Stage, ...], model: Any, family: Family, session: Session
+    ) -> None:
+        self._method = method
+        self._stages = stages
+        self._session = session
+        self._decoder: Any = family.decoder(model)
+        self._backbone = family.backbone(model)
+        self._parameters = tuple(inspect.signature(self._backbone.forward).parameters)
+        self._placeholders = torch.tensor(family.placeholder_ids(model.config))
+        self._renumbers = method.renumbers and not _has_grid_positions(self._decoder.config)
+        self._taps: dict[int, AttentionTap] = {}
+        self._prefill: _Prefill | None = None  # the latest one; stays for the decoding steps
+        self._continuation: _Continuation | None = None  # set in a pass that is not a prefill
+        self._running = False
+        # Masks and rotary embeddings are the same for all layers between two stages, so they are made once per pass.
+        self._shared: dict[int, tuple[Any, Any]] = {}
+
+    def install(self, stack: ExitStack) -> None:
+        """Register all hooks; ``stack`` removes them."""
+        if not self._stages:
+            return
+        layers, backbone = self._decoder.layers, self._backbone
+        first = 0 if self._method.has_raters else min(stage.attention_layer for stage in self._stages)
+        for index in {stage.attention_layer for stage in self._stages}:
+            self._taps[index] = AttentionTap(layers[index].self_attn, stack)
+        for index in range(first, len(layers)):
+            hook = partial(self._enter_layer, index)
+            stack.callback(layers[index].register_forward_pre_hook(hook, with_kwargs=True).remove)
+        stack.callback(backbone.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+        stack.callback(backbone.register_forward_hook(self._end, always_call=True).remove)
+        stack.callback(self._decoder.register_forward_hook(self._leave_decoder).remove)
+
+    def _begin(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Start a pass of the backbone: find out whether it is a prefill, and where its visual tokens are."""
+        # By name, however they were passed: LLaVA-NeXT gives input_ids by position.
+        given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        _refuse_call(given)
+        input_ids, mask, cache = given["input_ids"], given.get("attention_mask"), given.get("past_key_values")
+        mask = None if mask is None else mask.to(input_ids.device).bool()
+        self._reset()
+        if cache is None or cache.get_seq_length() == 0:
+            self._begin_prefill(input_ids, mask)
+        else:
+            self._begin_continuation(input_ids, mask, cache)
+        self._running = True
+
+    def _begin_prefill(self, input_ids: Tensor, mask: Tensor | None) -> None:
+        real = None if mask is None or bool(mask.all()) else mask
+        query = self._session.query_columns(input_ids, real)
+        visual = torch.isin(input_ids, self._placeholders.to(input_ids.device))
+        # Not after the query: without a cache those are generated tokens, which may have a placeholder's id by chance.
+        visual &= torch.arange(input_ids.shape[1], device=input_ids.device) < query[:, None]
+        if real is not None:
+            visual &= real
+        batch, length = input_ids.shape
+        start = Kept.everything(batch, length, real, input_ids.device)
+        counts = [[count] for count in visual.sum(dim=1).tolist()]
+        self._prefill = _Prefill(start, query, query[:, None], [1] * batch, visual, counts)
+
+    def _begin_continuation(self, input_ids: Tensor, mask: Tensor | None, cache: Any) -> None:
+        prefill = self._prefill
+        if prefill is None or prefill.cache() is not cache:
+            raise UnsupportedCallError(
+                "this KV cache was not filled by the latest prefill with the method attached, so it is unknown which"
+                " tokens it holds"
+            )
+        new = input_ids.shape[1]
+        # One token at a time is decoding, where a placeholder's id can only be an unlucky choice of the model.
+        if new > 1 and bool(torch.isin(input_ids, self._placeholders.to(input_ids.device)).any()):
+            raise UnsupportedCallError("token reduction does not support new images on a filled KV cache")
+        length = prefill.start.columns_total
+        appended = cache.get_seq_length() + new - length
+        real = None if mask is None or bool(mask[:, length:].all()) else mask[:, length:]
+        self._continuation = _Continuation(new, appended, real)
+
+    def _end(self, _module: Any, _args: Any, _output: Any) -> None:
+        """Close the pass, also a failed one, so that a language model called on its own afterwards is left alone."""
+        self._reset()
+
+    def _reset(self) -> None:
+        self._running = False
+        self._continuation = None
+        self._shared.clear()
+        for tap in self._taps.values():
+            tap.reset()
+
+    def _enter_layer(self, index: int, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before decoder layer ``index``: drop tokens if a stage acts here, fit the arguments to the tokens left."""
+        prefill = self._prefill
+        if not self._running or prefill is None:
+            return None
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        if self._continuation is None:
+            cache = kwargs.get("past_key_values")
+            if cache is not None:  # where the caller gave none, the language model has made one
+                prefill.cache = weakref.ref(cache)
+            if index == 0 and self._method.has_raters:
+                self._pick_raters(hidden, prefill)
+            for number, stage in enumerate(self._stages):
+                if stage.layer == index:
+                    hidden = self._drop(number, hidden, kwargs, prefill)
+                elif stage.attention_layer == index and self._acting(number, prefill):
+                    self._taps[index].want(*_rows(prefill))
+        kept = prefill.at(index)
+        if kept is None:
+            return None
+        changed = self._fit(kept, hidden, kwargs)
+        return ((hidden, *args[1:]), changed) if args else (args, {**changed, "hidden_states": hidden})
+
+    def _acting(self, number: int, prefill: _Prefill) -> list[int]:
+        """Return the rows of the batch that a stage changes."""
+        return [index for index, row in enumerate(prefill.counts) if self._method.acts(number, row[0], row[-1])]
+
+    @torch.no_grad()
+    def _pick_raters(self, hidden: Tensor, prefill: _Prefill) -> None:
+        """Have the method pick the text tokens that rank: hidden states (B, L, d) at the input of the first layer."""
+        acting = {index for number in range(len(self._stages)) for index in self._acting(number, prefill)}
+        picked = []
+        for index, (visual, query) in enumerate(zip(prefill.visual, prefill.query, strict=True)):
+            if index not in acting:
+                picked.append(query[None])
+                continue
+            columns = visual.nonzero().squeeze(1)
+            row, first = hidden[index], int(columns[-1]) + 1
+            raters = self._method.raters(row[columns.to(row.device)], row[first : int(query) + 1])
+            picked.append(raters.to(columns.device) + first)
+        prefill.raters_of_row = [len(raters) for raters in picked]
+        most = max(prefill.raters_of_row)
+        prefill.raters = torch.stack([torch.cat([row, row[-1:].expand(most - len(row))]) for row in picked])
+
+    def _attention(self, number: int, hidden: Tensor, kwargs: dict[str, Any], prefill: _Prefill) -> Tensor:
+        """Return the attention (B, H, R, S) by which a stage ranks the slots of the sequence before it."""
+        stage = self._stages[number]
+        tap = self._taps[stage.attention_layer]
+        if stage.attention_layer < stage.layer:
+            return tap.take()
+        layer, kept = self._decoder.layers[stage.layer], prefill.at(stage.layer)
+        rotary = kwargs["position_embeddings"] if kept is None else self._rotary(kept, hidden, kwargs)
+        with torch.no_grad():
+            return tap.measure(layer.input_layernorm(hidden), rotary, *_rows(prefill))
+
+    def _drop(self, number: int, hidden: Tensor, kwargs: dict[str, Any], prefill: _Prefill) -> Tensor:
+        """Drop the tokens of one stage: hidden states (B, S, d) -> (B, S', d)."""
+        acting = self._acting(number, prefill)
+        if not acting:  # nothing to do must be exactly nothing: results stay equal to the base model's, bit by bit
+            for row in prefill.counts:
+                row.append(row[-1])
+            return hidden
+        attention, now = self._attention(number, hidden, kwargs, prefill), prefill.now
+        visual = prefill.visual.gather(1, now.columns)
+        if now.valid is not None:
+            visual &= now.valid
+        dropped, order = visual.clone(), now.slot_order()
+        merges: list[tuple[int, Tensor, Tensor]] = []
+        for index, row in enumerate(prefill.counts):
+            slots = visual[index].nonzero().squeeze(1)
+            stays = slots
+            if index in acting:
+                rows = attention[index, :, : prefill.raters_of_row[index]]
+                left = self._method.reduce(
+                    number, row[0], rows[..., slots.to(rows.device)], hidden[index, slots.to(hidden.device)]
+                )
+                stays = slots[left.stays.to(slots.device)]
+                if left.merged is not None and left.places is not None:
+                    places = slots[left.places.to(slots.device)]
+                    merges.append((index, places, left.merged))
+                    # Behind the last visual token, in the order given, and before whatever follows it.
+                    order[index, places] = order[index, slots[-1]] + 1 + torch.arange(len(places), device=slots.device)
+                    stays = torch.cat([stays, places])
+            dropped[index, stays] = False
+            row.append(len(stays))
+        kept, slots = now.without(dropped, order)
+        prefill.kept.append((self._stages[number].layer, kept))
+        if merges:
+            hidden = hidden.clone()
+        for index, places, merged in merges:
+            hidden[index, places.to(hidden.device)] = merged.to(hidden)
+        return take(hidden, slots)
+
+    def _fit(self, kept: Kept, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments of a decoder layer, changed to fit the tokens of ``kept``."""
+        kernel = self._decoder.config._attn_implementation
+        step = self._continuation
+        if id(kept) not in self._shared:
+            valid, new = (kept.valid, hidden.shape[1]) if step is None else (_all_keys(kept, step), step.new)
+            mask = causal_mask(valid, new, kernel, hidden)
+            self._shared[id(kept)] = (mask, self._rotary(kept, hidden, kwargs))
+        mask, rotary = self._shared[id(kept)]
+        changed = {**kwargs, "attention_mask": mask, "position_embeddings": rotary}
+        if step is None:
+            # Positions are in the rotary embeddings. A flash kernel would take the gaps between kept positions for the
+            # borders of several packed sequences, and cut the attention there without notice.
+            changed["position_ids"] = None
+        return changed
+
+    def _rotary(self, kept: Kept, hidden: Tensor, kwargs: dict[str, Any]) -> Any:
+        """Return the rotary embeddings (cos, sin) of the tokens of ``kept``, or of those that follow them."""
+        start = self._prefill.start if self._prefill else kept
+        if self._continuation is None:
+            columns = kept.renumbered(start) if self._renumbers else kept.columns
+            return tuple(take(part, columns) for part in kwargs["position_embeddings"])
+        if not self._renumbers:
+            return kwargs["position_embeddings"]
+        ids: Tensor = kwargs["position_ids"]
+        gone = (start.lengths() - kept.lengths())[:, None]
+        return self._decoder.rotary_emb(hidden, ids - gone.to(ids.device))
+
+    def _leave_decoder(self, _module: Any, _args: Any, output: Any) -> Any:
+        """After a prefill: note the statistics, and put the hidden states back to the length of the prompt."""
+        prefill = self._prefill
+        if not self._running or self._continuation is not None or prefill is None:
+            return None
+        layers = (0, *(stage.layer for stage in self._stages))
+        self._session.record([RowTokens(layers, tuple(row)) for row in prefill.counts])
+        if not prefill.kept:
+            return None
+        output.last_hidden_state = prefill.now.restore_length(output.last_hidden_state)
+        return output
+
+
+def _all_keys(kept: Kept, step: _Continuation) -> Tensor | None:
+    """Return which of all keys of a shortened layer are real, (B, S + appended), or None if decoding needs no mask."""
+    if kept.valid is None and step.real is None and step.new == 1:
+        return None
+    prompt = torch.ones_like(kept.columns, dtype=torch.bool) if kept.valid is None else kept.valid
+    after = prompt.new_ones(len(prompt), step.appended) if step.real is None else step.real
+    return torch.cat([prompt, after], dim=1)
+
+
+def _rows(prefill: _Prefill) -> tuple[Tensor, Tensor]:
+    """Return the rows (B, R) of attention that rank the tokens that are left, and what each attends to (B, R, S)."""
+    now = prefill.now
+    rows = now.slot_of(prefill.raters)
+    seen = torch.arange(now.columns.shape[1], device=rows.device) <= rows[..., None]
+    return rows, seen if now.valid is None else seen & now.valid[:, None]
+
+
+def _has_grid_positions(config: Any) -> bool:
+    """Return whether positions are coordinates of a grid (multimodal rotary embedding) instead of numbers."""
+    names = ("rope_parameters", "rope_scaling")
+    return any("mrope_section" in (getattr(config, name, None) or ()) for name in names)
