@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .confounders import Confounder, confounders, labels, other_subject
@@ -177,7 +178,8 @@ class _Comparer:
         if not any(self.rows):
             raise OptionError(f"{self.base.name}: no task in common with {', '.join(run.name for run in self.runs)}")
         finished = tuple(self._finish(i) for i in range(len(self.runs)))
-        tasks = tuple(row.task for row in finished[0].rows)
+        again = {} if self.rerun is None else self.rerun.sample_files
+        tasks = tuple(dict.fromkeys(row.task for run in self.rows for row in run if row.task in again))
         floor = () if self.rerun is None else self._confounders(self.rerun, tasks)
         return Comparison(self.base_label, self.base, finished, self.choices.correct_at, self.rerun, floor)
 
@@ -220,15 +222,19 @@ class _Comparer:
         if not compared:
             return
         base = self._read(self.base, task, pool)
+        # the other runs share the baseline's texts, and do not keep their own beyond their turn
+        shared = MappingProxyType(pool)
         self._check_described(task, self.base)
         notes = short_log(self.base, base)
         floor = None
         if self.rerun is not None and self._has_task(task, self.rerun):
-            table = self._read(self.rerun, task, pool)
+            table = self._read(self.rerun, task, shared)
             notes += doubtful_logs(self.base, base, self.rerun, table)
             floor = self._pair(base, table, self.rerun)
         for i, run in compared:
-            table = self._read(run, task, pool)
+            table = self._read(run, task, shared)
+            if run is compared[-1][1]:
+                pool.clear()
             pairs = self._pair(base, table, run)
             if pairs is None:
                 continue
@@ -257,7 +263,7 @@ class _Comparer:
             self._check_described(task, run)
         return len(holders) == 2
 
-    def _read(self, run: Run, task: str, pool: dict[str, str]) -> SampleTable:
+    def _read(self, run: Run, task: str, pool: Mapping[str, str]) -> SampleTable:
         table = run.samples(task, self.choices.metric(task), pool)
         if table.metric in run.task(task).lower_is_better:
             raise OptionError(f"task {task}, {run.name}: less {table.metric} is better; name another one with --metric")
@@ -268,7 +274,9 @@ class _Comparer:
                 f"task {task}, {table.path}: the answer in line {table.first_list} is a list, and no adapter says what "
                 "its prediction is; compare the other tasks by name with --task"
             )
-        return judge(table, self._adapter(task, table), self.choices.correct_at)
+        judged = judge(table, self._adapter(task, table), self.choices.correct_at)
+        # the raw answers have done their work, and their texts may be most of what is in memory
+        return replace(judged, frame=judged.frame.drop(columns=["response", "logged_prediction"]))
 
     def _adapter(self, task: str, table: SampleTable) -> Adapter:
         """The rules for a task's answers: the same ones for the baseline and all runs."""

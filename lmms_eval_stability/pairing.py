@@ -64,22 +64,26 @@ def pair_samples(baseline: SampleTable, run: SampleTable, accept: Collection[str
     left, right = _distinct(baseline, problems), _distinct(run, problems)
     for table, frame in ((baseline, left), (run, right)):
         _status_problems(table, frame, problems)
-    both = _join(baseline, run, left, right, problems)
-    known, equal = _compare_inputs(baseline, run, both, problems)
+    means = _mean_score(left), _mean_score(right)
+    whole = len(left), len(right)
+    left, right = _join(baseline, run, left, right, problems)
+    known, equal = _compare_inputs(baseline, run, left, right, problems)
     refused = [problem for problem in problems if problem.kind not in accept]
     if refused:
         raise PairingError(refused)
-    left_out = both["status_baseline"].isin([FAILED, UNSCORED]) | both["status_run"].isin([FAILED, UNSCORED])
+    left_out = left["status"].isin([FAILED, UNSCORED]) | right["status"].isin([FAILED, UNSCORED])
     usable: Mask = ~left_out.to_numpy()
-    frame = _pairs(both[usable].reset_index(drop=True))
+    if not usable.all():
+        left, right = (side[usable].reset_index(drop=True) for side in (left, right))
+    frame = _pairs(left, right)
     return PairedSamples(
         task=baseline.task,
         metric=baseline.metric,
         frame=frame,
         problems=tuple(problems),
-        complete=len(frame) == len(left) == len(right) and not (baseline.n_bad or run.n_bad),
-        mean_baseline=_mean_score(left),
-        mean_run=_mean_score(right),
+        complete=whole == (len(frame), len(frame)) and not (baseline.n_bad or run.n_bad),
+        mean_baseline=means[0],
+        mean_run=means[1],
         fingerprints_compared=int((known & usable).sum()),
         fingerprints_equal=int((equal & usable).sum()),
         adapter=baseline.adapter,
@@ -99,7 +103,9 @@ def _line_problems(table: SampleTable) -> list[Problem]:
 
 def _distinct(table: SampleTable, problems: list[Problem]) -> pd.DataFrame:
     """The table with one row per document (the first line of each), sorted by doc_id."""
-    frame = table.frame.sort_values("doc_id", kind="stable", ignore_index=True)
+    frame = table.frame
+    if not frame["doc_id"].is_monotonic_increasing:
+        frame = frame.sort_values("doc_id", kind="stable", ignore_index=True)
     again = frame["doc_id"].duplicated()
     if again.any():
         repeated = frame[again]
@@ -131,8 +137,8 @@ def _status_problems(table: SampleTable, frame: pd.DataFrame, problems: list[Pro
 
 def _join(
     baseline: SampleTable, run: SampleTable, left: pd.DataFrame, right: pd.DataFrame, problems: list[Problem]
-) -> pd.DataFrame:
-    """One row per document of both frames, columns with suffixes; documents of one frame only become a problem."""
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both frames with the documents that both have, row by row; documents of one frame only become a problem."""
     import numpy as np
 
     # without duplicates and sorted, both joins are index look-ups: far faster and leaner than a merge of object columns
@@ -142,29 +148,32 @@ def _join(
             missing = np.delete(frame["doc_id"].to_numpy(), kept)
             examples = (f"not in {lacks.path}: doc {', '.join(map(str, missing[:EXAMPLES]))}",)
             problems.append(Problem("unpaired", baseline.task, str(has.path), len(missing), examples))
-    a, b = left.iloc[at_left].reset_index(drop=True), right.iloc[at_right].reset_index(drop=True)
-    joined = a.add_suffix("_baseline").join(b.add_suffix("_run"))
-    return joined.rename(columns={"doc_id_baseline": "doc_id"})
+    # a copy of millions of references is the largest thing in memory: only where rows are missing
+    if len(at_left) < len(left):
+        left = left.iloc[at_left].reset_index(drop=True)
+    if len(at_right) < len(right):
+        right = right.iloc[at_right].reset_index(drop=True)
+    return left, right
 
 
 def _compare_inputs(
-    baseline: SampleTable, run: SampleTable, both: pd.DataFrame, problems: list[Problem]
+    baseline: SampleTable, run: SampleTable, left: pd.DataFrame, right: pd.DataFrame, problems: list[Problem]
 ) -> tuple[Mask, Mask]:
     """Check that both runs saw the same thing. Returns which rows have fingerprints in both logs, and equal ones."""
     where = f"{baseline.path} and {run.path}"
     for column in ("input", "target"):
-        a, b = (both[f"{column}_{side}"].to_numpy() for side in ("baseline", "run"))
+        a, b = left[column].to_numpy(), right[column].to_numpy()
         differs: Mask = a != b
         if differs.any():
             examples = tuple(
-                f"doc {both['doc_id'].iloc[i]}: {_difference(a[i], b[i])}" for i in differs.nonzero()[0][:EXAMPLES]
+                f"doc {left['doc_id'].iloc[i]}: {_difference(a[i], b[i])}" for i in differs.nonzero()[0][:EXAMPLES]
             )
             problems.append(Problem(column, baseline.task, where, int(differs.sum()), examples))
-    before, after = both["fingerprint_baseline"], both["fingerprint_run"]
+    before, after = left["fingerprint"], right["fingerprint"]
     known = (before.notna() & after.notna()).to_numpy()
     differs = known & (before.to_numpy() != after.to_numpy())
     if differs.any():
-        docs = both["doc_id"].to_numpy()[differs]
+        docs = left["doc_id"].to_numpy()[differs]
         examples = tuple(f"doc {doc}" for doc in docs[:EXAMPLES])
         problems.append(Problem("fingerprint", baseline.task, where, len(docs), examples))
     return known, known & ~differs
@@ -177,17 +186,18 @@ def _difference(a: str, b: str) -> str:
     return f"{show(a[start:])} against {show(b[start:])}"
 
 
-def _pairs(both: pd.DataFrame) -> pd.DataFrame:
+def _pairs(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
     import numpy as np
     import pandas as pd
 
-    right_before, right_after = both["correct_baseline"].to_numpy(), both["correct_run"].to_numpy()
-    flip = np.full(len(both), "", dtype=object)
+    right_before, right_after = left["correct"].to_numpy(), right["correct"].to_numpy()
+    flip = np.full(len(left), "", dtype=object)
     flip[right_before & ~right_after] = "negative"
     flip[~right_before & right_after] = "positive"
-    kept = ["prediction_baseline", "prediction_run", "score_baseline", "score_run", "correct_baseline", "correct_run"]
-    changed = both["prediction_baseline"].to_numpy() != both["prediction_run"].to_numpy()
-    columns = {"doc_id": both["doc_id"], "target": both["target_baseline"], **{name: both[name] for name in kept}}
+    columns = {"doc_id": left["doc_id"], "target": left["target"]}
+    for name in ("prediction", "score", "correct"):
+        columns |= {f"{name}_baseline": left[name], f"{name}_run": right[name]}
+    changed = left["prediction"].to_numpy() != right["prediction"].to_numpy()
     return pd.DataFrame({**columns, "changed": changed, "flip": pd.Series(flip, dtype=object)})
 
 

@@ -84,7 +84,7 @@ class Run:
         """What is known about a task; an empty `TaskInfo` when the results JSON does not name it."""
         return self.tasks.get(task, TaskInfo())
 
-    def samples(self, task: str, metric: str | None = None, pool: dict[str, str] | None = None) -> SampleTable:
+    def samples(self, task: str, metric: str | None = None, pool: Mapping[str, str] | None = None) -> SampleTable:
         """Read the samples of one task.
 
         Args:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +76,7 @@ class SampleTable:
 class _Columns:
     """Growing columns. Texts go through `pool`, so that a text repeated in this or another run is stored once."""
 
-    def __init__(self, adapter: Adapter, pool: dict[str, str]) -> None:
+    def __init__(self, adapter: Adapter, pool: Mapping[str, str]) -> None:
         self.doc_id, self.line, self.score = array("q"), array("q"), array("d")
         self.target: list[str] = []
         self.input: list[str] = []
@@ -88,7 +88,7 @@ class _Columns:
         self.n_choices = self.first_list = self.n_measured = 0
         self.metric = ""
         self._logged = adapter.logged_prediction
-        self._intern = pool.setdefault
+        self._intern: Callable[[str, str], str] = pool.setdefault if isinstance(pool, dict) else pool.get
 
     def add(self, number: int, row: Row) -> None:
         """Append one line. Raises KeyError, TypeError or ValueError, before any change, when it is no sample record."""
@@ -154,7 +154,7 @@ def read_samples(
     task: str,
     adapter: Adapter,
     candidates: tuple[str, ...] = (),
-    pool: dict[str, str] | None = None,
+    pool: Mapping[str, str] | None = None,
     only: bool = False,
 ) -> SampleTable:
     """Read a `*_samples_<task>.jsonl` file.
@@ -164,7 +164,8 @@ def read_samples(
         task: lmms-eval task name.
         adapter: says where the benchmark's own normalised answer stands, if anywhere.
         candidates: metric names in order of preference.
-        pool: texts seen so far; pass the same one for both runs of a comparison to hold common texts once.
+        pool: texts seen so far; pass the same one for both runs of a comparison to hold common texts once. A dict
+            grows by the texts of this file, any other mapping is only looked at.
         only: nothing but the candidates can be the score; otherwise the only number of the lines counts, too.
 
     Raises RunFormatError when it is not clear which number is the score.

@@ -57,10 +57,10 @@ class ReportFolder:
 
     def add_pairs(self, run: str, pairs: PairedSamples) -> None:
         """Append one row per pair to pairs.csv."""
-        frame = pairs.frame.assign(task=pairs.task, run=run)
+        frame = pairs.frame
         # a copy of one chunk at a time: all rows at once as Python objects would be the largest thing in memory
         for start in range(0, len(frame), 20_000):
-            chunk = frame.iloc[start : start + 20_000]
+            chunk = frame.iloc[start : start + 20_000].assign(task=pairs.task, run=run)
             columns = [chunk[name].tolist() for name in PAIR_COLUMNS]
             try:
                 self._writer.writerows(zip(*columns, strict=True))

@@ -53,6 +53,16 @@ def test_confounders_of_the_rerun_are_printed(
     assert summary["rerun"]["confounders"] == [{"name": "batch_size", "baseline": "1", "run": "8"}]
 
 
+def test_confounders_of_the_rerun_are_those_of_its_own_tasks(write_run: WriteRun, run_compare: Compare) -> None:
+    def configs(*tasks: str) -> Row:
+        return {task: {"generation_kwargs": {"max_new_tokens": 8}} for task in tasks}
+
+    base = write_run("base", {"gqa": BASE, "pope": BASE}, configs=configs("gqa", "pope"))
+    run = write_run("run", {"gqa": FASTV, "pope": FASTV}, model="x", configs=configs("gqa", "pope"))
+    again = write_run("again", {"gqa": BASE}, configs=configs("gqa"))
+    assert "re-run confounders: none" in run_compare(base, run, "--rerun", again, "--accept", "task").stdout
+
+
 def test_answers_from_a_cache_are_no_rerun_to_trust(write_run: WriteRun, run_compare: Compare) -> None:
     base, run = write_run("base", {"gqa": measured(BASE)}), write_run("run", {"gqa": measured(FASTV)}, model="x")
     cached = write_run("again", {"gqa": [{**row, "token_counts": [None]} for row in BASE]})

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -139,6 +140,17 @@ def test_texts_are_shared_between_runs(log: Path) -> None:
     log.write_bytes(line(sample(0, "yes", 1.0)) + b"\n")
     a, b = (read_samples(log, "gqa", adapter_for("gqa"), ("exact_match",), pool).frame for _ in range(2))
     assert a["input"].iloc[0] is b["input"].iloc[0]
+
+
+def test_texts_of_a_run_do_not_outlive_it_in_a_pool_that_is_only_looked_at(log: Path) -> None:
+    log.write_bytes(line(sample(0, "yes", 1.0)) + b"\n")
+    pool: dict[str, str] = {}
+    a = read_samples(log, "gqa", adapter_for("gqa"), ("exact_match",), pool).frame
+    before = dict(pool)
+    log.write_bytes(line(sample(0, "no", 1.0)) + b"\n")
+    b = read_samples(log, "gqa", adapter_for("gqa"), ("exact_match",), MappingProxyType(pool)).frame
+    assert a["input"].iloc[0] is b["input"].iloc[0]
+    assert pool == before
 
 
 @pytest.mark.parametrize(
