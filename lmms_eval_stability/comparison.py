@@ -231,6 +231,7 @@ class _Comparer:
             table = self._read(self.rerun, task, shared)
             notes += doubtful_logs(self.base, base, self.rerun, table)
             floor = self._pair(base, table, self.rerun)
+            del table
         for i, run in compared:
             table = self._read(run, task, shared)
             if run is compared[-1][1]:
@@ -245,6 +246,7 @@ class _Comparer:
             self.warnings[i] += doubtful_scores(row, pairs, self.base, run)
             if self.on_pairs is not None:
                 self.on_pairs(self.labels[i], pairs)
+            del table, pairs  # before the next run's are read
 
     def _has_task(self, task: str, run: Run) -> bool:
         """Whether both the baseline and the run hold the task; otherwise, and for other versions, a problem."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -100,7 +101,8 @@ class ReportFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pairs is not None:
-            self._pairs.close()
+            with suppress(OSError):  # a full disk, once more for what is still buffered: the first error counts
+                self._pairs.close()
         if not self._pending:
             return
         for temporary in self._pending.values():

@@ -111,6 +111,20 @@ def test_output_that_cannot_be_written_is_named(base: Path, fastv: Path, tmp_pat
         pass
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_does_not_hide_why_the_comparison_ended(tmp_path: Path) -> None:
+    def refused_with_a_row_still_to_be_written() -> None:
+        with ReportFolder(tmp_path / "report") as folder:
+            folder._pairs.close()
+            folder._pairs = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
+            folder._pairs.write("a row")
+            raise OutputError("refused")
+
+    with pytest.raises(OutputError, match="refused"):
+        refused_with_a_row_still_to_be_written()
+    assert not (tmp_path / "report").exists()
+
+
 def test_labels_are_data_in_every_layout(base: Path, write_run: WriteRun, run_compare: Compare) -> None:
     run = write_run("odd", {"gqa": FASTV}, model="[red]x[/red]|<b>", args="pretrained=demo,note=$a_b$")
     assert run_compare(base, run).stdout.startswith("[red]x[/red]|<b> (note=$a_b$) against")
