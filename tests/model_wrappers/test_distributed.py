@@ -21,9 +21,7 @@ def test_a_failing_rank_ends_the_run_and_the_launcher_says_so(tiny_folder: TinyF
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.model_wrappers.failing_rank", tiny_folder("llava")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env=environment, cwd=ROOT, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=ROOT, check=False)
     output = done.stdout + done.stderr
     assert done.returncode != 0, output[-3000:]
     assert "task drawn, document 2 could not be answered" in output

@@ -45,14 +45,7 @@ KEEP_ALL: dict[str, TokenReducer] = {
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest) -> TokenReducer:
     """Each method in turn, dropping about two thirds."""
-    tiny = request.getfixturevalue("tiny" if "tiny" in request.fixturenames else "llava")
-    skip_unsupported(tiny, request.param)
     return METHODS[request.param]
-
-
-def skip_unsupported(tiny: Tiny, name: str) -> None:
-    if name == "downsample" and "qwen" not in tiny.kind:
-        pytest.skip("refused: the processor scales images")
 
 
 def full_length(tiny: Tiny, inputs: dict[str, Any]) -> torch.Tensor:
@@ -62,7 +55,6 @@ def full_length(tiny: Tiny, inputs: dict[str, Any]) -> torch.Tensor:
 @pytest.mark.parametrize("name", KEEP_ALL)
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_keeping_everything_is_the_base_model_bit_by_bit(tiny: Tiny, name: str, use_cache: bool):
-    skip_unsupported(tiny, name)
     inputs = tiny.inputs(*RAGGED)
     logits, ids = tiny.logits(inputs), tiny.generate(inputs, use_cache=use_cache)
     with KEEP_ALL[name].attach(tiny.model, tiny.family) as session:
@@ -168,8 +160,6 @@ def test_padding_side_does_not_matter_to_a_plain_pass(tiny: Tiny, method: TokenR
 
 @pytest.mark.parametrize("mask", [True, False])
 def test_decoding_by_hand_equals_generate(tiny: Tiny, method: TokenReducer, mask: bool):
-    if mask and isinstance(method, Downsample):
-        pytest.skip("with a mask and a cache the models need positions, which are those of the smaller images")
     inputs = tiny.inputs(*RAGGED) if mask else tiny.one()
     ones = inputs["attention_mask"].new_ones(len(inputs["input_ids"]), 1)
     if not mask:
