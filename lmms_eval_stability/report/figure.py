@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,6 +87,7 @@ def _name(axes: Axes, rows: list[Divergence], several_runs: bool) -> None:
     if len(rows) > _NAMED:
         return
     several_tasks = len({row.task for row in rows}) > 1
+    short = short_names(list(dict.fromkeys(row.run for row in rows)))
     (left, right), (_, top) = axes.get_xlim(), axes.get_ylim()
     taken: list[tuple[float, float]] = []  # places of names so far, as shares of the axes
     for row in sorted(rows, key=lambda row: row.dr.value):
@@ -94,7 +97,7 @@ def _name(axes: Axes, rows: list[Divergence], several_runs: bool) -> None:
         taken.append((x, y))
         inward = x > 0.6
         axes.annotate(
-            printable(" · ".join([row.task] * (several_tasks or not several_runs) + [row.run] * several_runs)),
+            printable(" · ".join([row.task] * (several_tasks or not several_runs) + [short[row.run]] * several_runs)),
             (x, y),
             xycoords="axes fraction",
             xytext=(-7 if inward else 7, 0),
@@ -104,3 +107,21 @@ def _name(axes: Axes, rows: list[Divergence], several_runs: bool) -> None:
             fontsize=8,
             parse_math=False,
         )
+
+
+def short_names(labels: Sequence[str]) -> dict[str, str]:
+    """Return a name for each label with no more arguments than it takes to tell the runs apart.
+
+    "m (k=3, r=0.5)" becomes "m" when no other run is of model m, and "m (r=0.5)" beside "m (k=3, r=0.75)".
+    """
+    parts = {label: re.fullmatch(r"(\S+) \((.*)\)(.*)", label) for label in labels}
+    names = {}
+    for label, found in parts.items():
+        if found is None:
+            names[label] = label
+            continue
+        model, arguments, more = found.group(1), found.group(2).split(", "), found.group(3)
+        twins = [other.group(2).split(", ") for other in parts.values() if other and other.group(1) == model]
+        telling = [one for one in arguments if not all(one in twin for twin in twins)]
+        names[label] = model + (f" ({', '.join(telling)})" if telling else "") + more
+    return names if len(set(names.values())) == len(labels) else {label: label for label in labels}

@@ -13,7 +13,7 @@ from click.testing import Result
 from lmms_eval_stability import compare_runs
 from lmms_eval_stability.divergence import Rate
 from lmms_eval_stability.errors import OutputError
-from lmms_eval_stability.report.figure import save_figure
+from lmms_eval_stability.report.figure import save_figure, short_names
 from lmms_eval_stability.report.folder import ReportFolder
 from lmms_eval_stability.report.markdown import escape
 from lmms_eval_stability.report.terminal import print_comparison
@@ -160,6 +160,17 @@ def test_a_narrow_terminal_moves_intervals_and_loses_nothing(
     words = text.split()
     assert [word for word in words if word in ("DR", "NDR", "PDR", "McNemar")] == ["DR", "NDR", "PDR", "McNemar"]
     assert [words.count(word) for word in ("60.0", "20.0", "[23.1,", "62.4]", "1")] == [3, 2, 1, 2, 1]
+
+
+def test_names_in_the_figure_have_no_more_arguments_than_needed() -> None:
+    assert short_names(["a (k=3, r=0.5)", "a (k=3, r=0.75)", "b (tokens=192)", "c", "d (x=1) [folder]"]) == {
+        "a (k=3, r=0.5)": "a (r=0.5)",
+        "a (k=3, r=0.75)": "a (r=0.75)",
+        "b (tokens=192)": "b",
+        "c": "c",
+        "d (x=1) [folder]": "d [folder]",
+    }
+    assert short_names(["a", "a (k=3)"]) == {"a": "a", "a (k=3)": "a (k=3)"}
 
 
 def test_figure_with_native_scores_only_says_what_is_missing(write_run: WriteRun, tmp_path: Path) -> None:
