@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 .PHONY: help install demo test lint format train-demo clean
 
 help:
-	@echo "make demo        run the demo study: three models, 500 questions, table and report in demo-runs/"
+	@echo "make demo        run the demo study: every method on the embedded model, table and report in demo-runs/"
 	@echo "make test        run the test suite"
 	@echo "make lint        ruff and mypy"
 	@echo "make train-demo  train the embedded model again (hours on two cores)"
