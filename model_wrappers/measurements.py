@@ -60,7 +60,8 @@ def fingerprint(prompt: Prompt) -> str:
         32 hex digits (BLAKE2b, 128 bits).
     """
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(len(prompt.text.encode()).to_bytes(8, "big") + prompt.text.encode())
+    text = prompt.text.encode()
+    digest.update(len(text).to_bytes(8, "big") + text)
     for image in prompt.images:
         rgb = image.convert("RGB")
         digest.update(rgb.width.to_bytes(4, "big") + rgb.height.to_bytes(4, "big") + rgb.tobytes())

@@ -104,19 +104,8 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         **method_args: Any,
     ) -> None:
         super().__init__()
-        if not pretrained:
-            raise InvalidArgumentError(
-                f"{self.entry.name} needs a checkpoint: --model_args pretrained={FAMILIES[self.entry.family].example},"
-                " or pretrained=demo for the model that comes with the package"
-            )
-        if on_error not in _ON_ERROR:
-            raise InvalidArgumentError(f"on_error={on_error}: choose one of {', '.join(_ON_ERROR)}")
         flags = {"use_cache": use_cache, "trust_remote_code": trust_remote_code, "use_safetensors": use_safetensors}
-        for name, value in flags.items():
-            if not isinstance(value, bool):  # "no" is a text, and a text is true
-                raise InvalidArgumentError(f"{name}={value}: write True or False")
-        if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
-            raise InvalidArgumentError(f"max_new_tokens={max_new_tokens}: give a whole number of at least 1")
+        _check_arguments(self.entry, pretrained, on_error, max_new_tokens, flags)
         self.batch_size_per_gpu = _batch_size(batch_size, max_batch_size)
         self.method = _make_method(self.entry, method_args)
         self.on_error, self.use_cache, self.max_new_tokens = on_error, use_cache, max_new_tokens
@@ -267,7 +256,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
     def _answer_together(self, batch: Sequence[_Document], session: Session | None) -> list[GenerationResult]:
         settings = GenerationSettings.from_task(batch[0].gen_kwargs, self.family.default_max_new_tokens)
         if self.max_new_tokens is not None:
-            settings = dataclasses.replace(settings, max_new_tokens=int(self.max_new_tokens))
+            settings = dataclasses.replace(settings, max_new_tokens=self.max_new_tokens)
         prompts = [self._prompt(document) for document in batch]
         self._saw_images |= any(prompt.images for prompt in prompts)
         inputs = self.family.encode(self.processor, prompts).to(self._device, self._model.dtype)
@@ -333,6 +322,24 @@ def _batches(documents: Sequence[_Document], size: int) -> Iterator[list[_Docume
         ordered = sorted(group, key=lambda document: -len(document.context)) if size > 1 else group
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size]
+
+
+def _check_arguments(
+    entry: ModelEntry, pretrained: str, on_error: str, max_new_tokens: int | None, flags: dict[str, Any]
+) -> None:
+    """Refuse values that would fail only later, or quietly mean something else."""
+    if not pretrained:
+        raise InvalidArgumentError(
+            f"{entry.name} needs a checkpoint: --model_args pretrained={FAMILIES[entry.family].example},"
+            " or pretrained=demo for the model that comes with the package"
+        )
+    if on_error not in _ON_ERROR:
+        raise InvalidArgumentError(f"on_error={on_error}: choose one of {', '.join(_ON_ERROR)}")
+    for name, value in flags.items():
+        if not isinstance(value, bool):  # "no" is a text, and a text is true
+            raise InvalidArgumentError(f"{name}={value}: write True or False")
+    if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
+        raise InvalidArgumentError(f"max_new_tokens={max_new_tokens}: give a whole number of at least 1")
 
 
 def _batch_size(batch_size: int | str, max_batch_size: int | None) -> int:

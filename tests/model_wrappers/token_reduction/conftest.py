@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lmms_eval_stability.model_wrappers.families import Family, family_for
+from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, TokenReducer
 from tests.tiny_models import KINDS, build_tiny, picture
 
 torch.set_num_threads(1)
@@ -81,6 +82,38 @@ class Tiny:
     def layers(self) -> Any:
         """The decoder layers."""
         return self.family.decoder(self.model).layers
+
+
+def check_rows_against_single_prompts(
+    tiny: Tiny, method: TokenReducer, specs: Sequence[Spec], close: dict[str, float], *, use_cache: bool
+) -> tuple[RowTokens, ...]:
+    """Assert that a batch answers and counts as its prompts do alone; return the batch's statistics."""
+    batch = tiny.inputs(*specs)
+    with method.attach(tiny.model, tiny.family) as session:
+        together = tiny.generate_raw(batch, new=4, use_cache=use_cache)
+        rows = session.rows
+        for row, spec in enumerate(specs):
+            alone = tiny.generate_raw(tiny.inputs(spec), new=4, use_cache=use_cache)
+            assert session.rows == (rows[row],)
+            assert together.sequences[row, -4:].tolist() == alone.sequences[0, -4:].tolist()
+            for one, other in zip(together.logits, alone.logits, strict=True):
+                torch.testing.assert_close(one[row], other[0], **close)
+    return rows
+
+
+def check_answers_without_cache(
+    tiny: Tiny, method: TokenReducer, inputs: dict[str, Any], close: dict[str, float]
+) -> None:
+    """Assert that generating with and without a KV cache gives the same answers, statistics and logits."""
+    with method.attach(tiny.model, tiny.family) as session:
+        cached = tiny.generate_raw(inputs, new=5)
+        rows = session.rows
+        uncached = tiny.generate_raw(inputs, new=5, use_cache=False)
+        assert session.rows == rows
+        assert session.prefills == 2  # five full passes of one call count as one prefill
+    assert torch.equal(cached.sequences, uncached.sequences)
+    for one, other in zip(cached.logits, uncached.logits, strict=True):
+        torch.testing.assert_close(one, other, **close)
 
 
 @pytest.fixture(scope="session")

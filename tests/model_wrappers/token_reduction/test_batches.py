@@ -9,7 +9,7 @@ import torch
 
 from lmms_eval_stability.model_wrappers.token_reduction import FastV
 from lmms_eval_stability.model_wrappers.token_reduction.errors import UnsupportedCallError
-from tests.model_wrappers.token_reduction.conftest import QUESTION, Spec, Tiny
+from tests.model_wrappers.token_reduction.conftest import QUESTION, Spec, Tiny, check_rows_against_single_prompts
 from tests.model_wrappers.token_reduction.test_inside_llm import CLOSE
 
 #: Different lengths of text, different pictures, none, and two: rows keep different numbers of tokens.
@@ -24,18 +24,9 @@ RAGGED: tuple[Spec, ...] = (
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_ragged_rows_equal_single_prompts(tiny: Tiny, kernel: str, use_cache: bool):
-    batch = tiny.inputs(*RAGGED)
     tiny.model.set_attn_implementation(kernel)
     try:
-        with FastV(k=2, r=0.7).attach(tiny.model, tiny.family) as session:
-            together = tiny.generate_raw(batch, new=4, use_cache=use_cache)
-            rows = session.rows
-            for row, spec in enumerate(RAGGED):
-                alone = tiny.generate_raw(tiny.inputs(spec), new=4, use_cache=use_cache)
-                assert session.rows == (rows[row],)
-                assert together.sequences[row, -4:].tolist() == alone.sequences[0, -4:].tolist()
-                for one, other in zip(together.logits, alone.logits, strict=True):
-                    torch.testing.assert_close(one[row], other[0], **CLOSE)
+        rows = check_rows_against_single_prompts(tiny, FastV(k=2, r=0.7), RAGGED, CLOSE, use_cache=use_cache)
     finally:
         tiny.model.set_attn_implementation("sdpa")
     assert rows[1].visual_tokens == (0, 0)

@@ -21,7 +21,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.hired import HiRED
 from lmms_eval_stability.model_wrappers.token_reduction.lofi import LoFi
 from lmms_eval_stability.model_wrappers.token_reduction.random import Random
 from lmms_eval_stability.model_wrappers.token_reduction.visionzip import VisionZip
-from tests.model_wrappers.token_reduction.conftest import QUESTION, Tiny
+from tests.model_wrappers.token_reduction.conftest import QUESTION, Tiny, check_rows_against_single_prompts
 from tests.model_wrappers.token_reduction.test_attach import fail, traces
 from tests.model_wrappers.token_reduction.test_batches import RAGGED, padded_right
 from tests.model_wrappers.token_reduction.test_inside_llm import CLOSE
@@ -88,18 +88,9 @@ def test_answers_change_and_statistics_add_up(tiny: Tiny, method: TokenReducer):
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_ragged_rows_equal_single_prompts(tiny: Tiny, method: TokenReducer, kernel: str, use_cache: bool):
-    batch = tiny.inputs(*RAGGED)
     tiny.model.set_attn_implementation(kernel)
     try:
-        with method.attach(tiny.model, tiny.family) as session:
-            together = tiny.generate_raw(batch, new=4, use_cache=use_cache)
-            rows = session.rows
-            for row, spec in enumerate(RAGGED):
-                alone = tiny.generate_raw(tiny.inputs(spec), new=4, use_cache=use_cache)
-                assert session.rows == (rows[row],)
-                assert together.sequences[row, -4:].tolist() == alone.sequences[0, -4:].tolist()
-                for one, other in zip(together.logits, alone.logits, strict=True):
-                    torch.testing.assert_close(one[row], other[0], **CLOSE)
+        check_rows_against_single_prompts(tiny, method, RAGGED, CLOSE, use_cache=use_cache)
     finally:
         tiny.model.set_attn_implementation("sdpa")
 

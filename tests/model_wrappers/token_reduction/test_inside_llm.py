@@ -13,7 +13,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
 from lmms_eval_stability.model_wrappers.token_reduction import FastV
 from lmms_eval_stability.model_wrappers.token_reduction.inside_llm import Stage
-from tests.model_wrappers.token_reduction.conftest import QUESTION, Tiny
+from tests.model_wrappers.token_reduction.conftest import QUESTION, Tiny, check_answers_without_cache
 from tests.model_wrappers.token_reduction.fastv_oracle import run as oracle
 
 #: fp32 on CPU, logits of size about 10: kernels differ by a few 1e-5.
@@ -112,15 +112,7 @@ def test_cache_holds_what_each_layer_saw(tiny: Tiny):
 
 def test_answers_do_not_depend_on_the_cache(tiny: Tiny):
     inputs = tiny.inputs((QUESTION, [(84, 56)]), ("Yes or no?", [(56, 140)]))
-    with FastV(k=2, r=0.6).attach(tiny.model, tiny.family) as session:
-        cached = tiny.generate_raw(inputs, new=5)
-        rows = session.rows
-        uncached = tiny.generate_raw(inputs, new=5, use_cache=False)
-        assert session.rows == rows
-        assert session.prefills == 2  # five full passes of one call count as one prefill
-    assert torch.equal(cached.sequences, uncached.sequences)
-    for one, other in zip(cached.logits, uncached.logits, strict=True):
-        torch.testing.assert_close(one, other, **CLOSE)
+    check_answers_without_cache(tiny, FastV(k=2, r=0.6), inputs, CLOSE)
 
 
 def test_a_generated_placeholder_is_an_ordinary_token(tiny: Tiny):

@@ -15,7 +15,12 @@ from transformers.masking_utils import flash_attention_mask
 from lmms_eval_stability.model_wrappers.token_reduction import PyramidDrop, SparseVLM
 from lmms_eval_stability.model_wrappers.token_reduction.errors import NothingPrunedError
 from lmms_eval_stability.model_wrappers.token_reduction.inside_llm import InsideLLM
-from tests.model_wrappers.token_reduction.conftest import QUESTION, Tiny
+from tests.model_wrappers.token_reduction.conftest import (
+    QUESTION,
+    Tiny,
+    check_answers_without_cache,
+    check_rows_against_single_prompts,
+)
 from tests.model_wrappers.token_reduction.test_attach import fail, traces
 from tests.model_wrappers.token_reduction.test_attention_tap import StubFlash
 from tests.model_wrappers.token_reduction.test_batches import RAGGED, padded_right
@@ -61,16 +66,7 @@ def test_off_is_bit_equal(tiny: Tiny, kernel: str, case: Case):
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_ragged_rows_equal_single_prompts(tiny: Tiny, kernel: str, case: Case, use_cache: bool):
-    batch = tiny.inputs(*RAGGED)
-    with case.on.attach(tiny.model, tiny.family) as session:
-        together = tiny.generate_raw(batch, new=4, use_cache=use_cache)
-        rows = session.rows
-        for row, spec in enumerate(RAGGED):
-            alone = tiny.generate_raw(tiny.inputs(spec), new=4, use_cache=use_cache)
-            assert session.rows == (rows[row],)
-            assert together.sequences[row, -4:].tolist() == alone.sequences[0, -4:].tolist()
-            for one, other in zip(together.logits, alone.logits, strict=True):
-                torch.testing.assert_close(one[row], other[0], **CLOSE)
+    rows = check_rows_against_single_prompts(tiny, case.on, RAGGED, CLOSE, use_cache=use_cache)
     assert set(rows[1].visual_tokens) == {0}
     assert len({row.visual_tokens[-1] for row in rows}) >= 3
 
@@ -90,15 +86,7 @@ def test_padding_side_does_not_matter(tiny: Tiny, case: Case):
 
 def test_answers_do_not_depend_on_the_cache(tiny: Tiny, case: Case):
     inputs = tiny.inputs((QUESTION, [(84, 56)]), ("Yes or no?", [(56, 140)]))
-    with case.on.attach(tiny.model, tiny.family) as session:
-        cached = tiny.generate_raw(inputs, new=5)
-        rows = session.rows
-        uncached = tiny.generate_raw(inputs, new=5, use_cache=False)
-        assert session.rows == rows
-        assert session.prefills == 2  # five full passes of one call count as one prefill
-    assert torch.equal(cached.sequences, uncached.sequences)
-    for one, other in zip(cached.logits, uncached.logits, strict=True):
-        torch.testing.assert_close(one, other, **CLOSE)
+    check_answers_without_cache(tiny, case.on, inputs, CLOSE)
 
 
 def test_cache_holds_what_each_layer_saw(tiny: Tiny, case: Case):
