@@ -7,10 +7,12 @@ counts there: no side files that could be lost.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from lmms_eval.api.instance import TokenCounts
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
 
 from lmms_eval_stability.model_wrappers.families.base import Prompt
 
@@ -66,3 +68,15 @@ def fingerprint(prompt: Prompt) -> str:
         rgb = image.convert("RGB")
         digest.update(rgb.width.to_bytes(4, "big") + rgb.height.to_bytes(4, "big") + rgb.tobytes())
     return digest.hexdigest()
+
+
+def log_throughput(counts: Sequence[Measurements]) -> None:
+    """Hand the tokens and seconds of one rank's answers to lmms-eval, for the throughput in its results file."""
+    seconds = sum((c.prefill_ms or 0.0) + (c.decode_ms or 0.0) for c in counts) / 1e3
+    tokens = sum(c.output_tokens or 0 for c in counts)
+    log_metrics(
+        total_elapsed_time=seconds,
+        total_gen_tokens=tokens,
+        avg_speed=tokens / seconds if seconds else 0.0,
+        additional_metrics={"total_requests": len(counts)},
+    )

@@ -3,55 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
-from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.protocol import ChatMessages
 from loguru import logger
 from tqdm import tqdm
 
-from lmms_eval_stability.model_wrappers.errors import (
-    AnswerError,
-    InvalidArgumentError,
-    UnknownArgumentError,
-    UnsupportedInputError,
-)
+from lmms_eval_stability.model_wrappers.arguments import check_arguments, make_method, read_batch_size
+from lmms_eval_stability.model_wrappers.errors import AnswerError, InvalidArgumentError, UnsupportedInputError
 from lmms_eval_stability.model_wrappers.facts import run_facts
 from lmms_eval_stability.model_wrappers.families import Prompt
 from lmms_eval_stability.model_wrappers.generation import GeneratedRow, GenerationSettings, fill_padding, generate
 from lmms_eval_stability.model_wrappers.loading import LoadOptions, load
-from lmms_eval_stability.model_wrappers.measurements import Measurements, fingerprint
-from lmms_eval_stability.model_wrappers.registry import FAMILIES, METHODS, ModelEntry
-from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session, TokenReducer
-
-_ON_ERROR = ("raise", "record")
-
-
-@dataclass(frozen=True)
-class _Document:
-    """One request of lmms-eval's chat interface."""
-
-    index: int  # in the list of requests
-    context: str
-    doc_to_messages: Any
-    gen_kwargs: dict[str, Any]
-    doc_id: int
-    task: str
-    split: str
-
-    @property
-    def name(self) -> str:
-        return f"task {self.task}, document {self.doc_id}"
+from lmms_eval_stability.model_wrappers.measurements import Measurements, fingerprint, log_throughput
+from lmms_eval_stability.model_wrappers.registry import ModelEntry
+from lmms_eval_stability.model_wrappers.requests import Document, batches
+from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session
 
 
 class AcceleratedVLM(lmms):  # type: ignore[misc]
@@ -105,9 +80,9 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         flags = {"use_cache": use_cache, "trust_remote_code": trust_remote_code, "use_safetensors": use_safetensors}
-        _check_arguments(self.entry, pretrained, on_error, max_new_tokens, flags)
-        self.batch_size_per_gpu = _batch_size(batch_size, max_batch_size)
-        self.method = _make_method(self.entry, method_args)
+        check_arguments(self.entry, pretrained, on_error, max_new_tokens, flags)
+        self.batch_size_per_gpu = read_batch_size(batch_size, max_batch_size)
+        self.method = make_method(self.entry, method_args, takes=_argument_names())
         self.on_error, self.use_cache, self.max_new_tokens = on_error, use_cache, max_new_tokens
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -198,20 +173,20 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
             os._exit(1)
 
     def _generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        documents = [_Document(index, *request.args) for index, request in enumerate(requests)]
+        documents = [Document(index, *request.args) for index, request in enumerate(requests)]
         self._tasks_with_facts.clear()
         self._saw_images = False
         results: dict[int, GenerationResult] = {}
         progress = tqdm(total=len(documents), disable=self.rank != 0, desc="Model Responding")
         with progress, self._accelerated() as session:
-            for batch in _batches(documents, self.batch_size):
+            for batch in batches(documents, self.batch_size):
                 for document, result in zip(batch, self._answer(batch, session), strict=True):
                     results[document.index] = result
                 progress.update(len(batch))
             if session is not None:
                 session.require_pruned(expect_images=self._saw_images)
         ordered = [results[index] for index in range(len(documents))]
-        _log_throughput([result.token_counts for result in ordered])
+        log_throughput([result.token_counts for result in ordered])
         return ordered
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -222,7 +197,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         """Not offered: the tasks that need it are refused by name."""
         raise UnsupportedInputError(_unsupported(self.entry.name, "generate_until_multi_round", requests))
 
-    def _answer(self, batch: Sequence[_Document], session: Session | None) -> list[GenerationResult]:
+    def _answer(self, batch: Sequence[Document], session: Session | None) -> list[GenerationResult]:
         """Answer one batch; on failure find the document that cannot be answered."""
         try:
             return self._answer_together(batch, session)
@@ -242,7 +217,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
             f" can be answered alone: {reason}. Lower --batch_size"
         )
 
-    def _failed(self, document: _Document, error: Exception) -> GenerationResult:
+    def _failed(self, document: Document, error: Exception) -> GenerationResult:
         reason = f"{type(error).__name__}: {error}"
         if self.on_error == "raise":
             raise AnswerError(
@@ -253,7 +228,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         counts = Measurements(error=reason, run=self._facts_once(document.task))
         return GenerationResult(text="", token_counts=counts)
 
-    def _answer_together(self, batch: Sequence[_Document], session: Session | None) -> list[GenerationResult]:
+    def _answer_together(self, batch: Sequence[Document], session: Session | None) -> list[GenerationResult]:
         settings = GenerationSettings.from_task(batch[0].gen_kwargs, self.family.default_max_new_tokens)
         if self.max_new_tokens is not None:
             settings = dataclasses.replace(settings, max_new_tokens=self.max_new_tokens)
@@ -269,7 +244,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
             for parts in zip(batch, prompts, rows, tokens, lengths, strict=True)
         ]
 
-    def _prompt(self, document: _Document) -> Prompt:
+    def _prompt(self, document: Document) -> Prompt:
         doc = self.task_dict[document.task][document.split][document.doc_id]
         messages = ChatMessages(messages=document.doc_to_messages(doc)).model_dump()["messages"]
         return self.family.build_prompt(self.processor, messages, document.context)
@@ -282,7 +257,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
 
     def _result(
         self,
-        document: _Document,
+        document: Document,
         prompt: Prompt,
         row: GeneratedRow,
         tokens: RowTokens,
@@ -313,74 +288,14 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         return self._facts
 
 
-def _batches(documents: Sequence[_Document], size: int) -> Iterator[list[_Document]]:
-    """Yield documents that share generation arguments, of similar length where a batch holds several."""
-    groups: dict[str, list[_Document]] = {}
-    for document in documents:
-        groups.setdefault(repr(sorted(document.gen_kwargs.items())), []).append(document)
-    for group in groups.values():
-        ordered = sorted(group, key=lambda document: -len(document.context)) if size > 1 else group
-        for start in range(0, len(ordered), size):
-            yield ordered[start : start + size]
-
-
-def _check_arguments(
-    entry: ModelEntry, pretrained: str, on_error: str, max_new_tokens: int | None, flags: dict[str, Any]
-) -> None:
-    """Refuse values that would fail only later, or quietly mean something else."""
-    if not pretrained:
-        raise InvalidArgumentError(
-            f"{entry.name} needs a checkpoint: --model_args pretrained={FAMILIES[entry.family].example},"
-            " or pretrained=demo for the model that comes with the package"
-        )
-    if on_error not in _ON_ERROR:
-        raise InvalidArgumentError(f"on_error={on_error}: choose one of {', '.join(_ON_ERROR)}")
-    for name, value in flags.items():
-        if not isinstance(value, bool):  # "no" is a text, and a text is true
-            raise InvalidArgumentError(f"{name}={value}: write True or False")
-    if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
-        raise InvalidArgumentError(f"max_new_tokens={max_new_tokens}: give a whole number of at least 1")
-
-
-def _batch_size(batch_size: int | str, max_batch_size: int | None) -> int:
-    if not str(batch_size).isdigit() or int(batch_size) < 1:
-        raise InvalidArgumentError(f"batch_size={batch_size}: give a whole number of at least 1")
-    if max_batch_size is not None:
-        raise InvalidArgumentError("max_batch_size belongs to automatic batch sizes, which these models do not have")
-    return int(batch_size)
-
-
-def _make_method(entry: ModelEntry, arguments: dict[str, Any]) -> TokenReducer | None:
-    """Return the method with its parameters; refuse arguments that neither it nor the model takes."""
-    path = METHODS[entry.method].path
-    method_class: type[Any] | None = None
-    if path:
-        module, name = path.split(":")
-        method_class = getattr(importlib.import_module(f"lmms_eval_stability.model_wrappers.{module}"), name)
-    parameters = [] if method_class is None else [f.name for f in dataclasses.fields(method_class)]
-    unknown = sorted(set(arguments) - set(parameters))
-    if unknown:
-        own = AcceleratedVLM.__init__.__code__
-        known = [name for name in own.co_varnames[1 : own.co_argcount] if name != "max_batch_size"]
-        raise UnknownArgumentError(
-            f"{entry.name} does not take {', '.join(unknown)}; it takes {', '.join(known + parameters)}"
-        )
-    return None if method_class is None else method_class(**arguments)
+def _argument_names() -> list[str]:
+    """Return what every model takes in ``--model_args``."""
+    own = AcceleratedVLM.__init__.__code__
+    return [name for name in own.co_varnames[1 : own.co_argcount] if name != "max_batch_size"]
 
 
 def _unsupported(model: str, kind: str, requests: Sequence[Instance]) -> str:
     tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
     return (
         f"{model} answers generate_until requests only; {tasks} sends {kind}. Choose a generative variant of the task"
-    )
-
-
-def _log_throughput(counts: Sequence[Measurements]) -> None:
-    seconds = sum((c.prefill_ms or 0.0) + (c.decode_ms or 0.0) for c in counts) / 1e3
-    tokens = sum(c.output_tokens or 0 for c in counts)
-    log_metrics(
-        total_elapsed_time=seconds,
-        total_gen_tokens=tokens,
-        avg_speed=tokens / seconds if seconds else 0.0,
-        additional_metrics={"total_requests": len(counts)},
     )
