@@ -1,0 +1,262 @@
+"""The patches that have a model answer shortened prompts; see ``before_llm`` for the idea."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lmms_eval_stability.model_wrappers.families.base import Family
+from lmms_eval_stability.model_wrappers.families.images import ImageLayout
+from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session
+from lmms_eval_stability.model_wrappers.token_reduction.errors import UnsupportedCallError
+from lmms_eval_stability.model_wrappers.token_reduction.sequence import Kept, take
+from lmms_eval_stability.model_wrappers.token_reduction.short_prompt import (
+    ShortPrompt,
+    gathered,
+    images_per_row,
+    per_beam,
+    positions_of,
+    with_prompt,
+)
+from lmms_eval_stability.model_wrappers.token_reduction.vision import ImageView, encode_images
+
+if TYPE_CHECKING:
+    from lmms_eval_stability.model_wrappers.token_reduction.before_llm import BeforeLLM, Compressed
+
+_UNSUPPORTED = {
+    "inputs_embeds": "inputs_embeds: the visual tokens could not be found",
+    "pixel_values_videos": "video: only images are shortened before the language model",
+    "mm_encoder_outputs": "mm_encoder_outputs: the images must be encoded under the method's eyes",
+    "position_ids": "position_ids: those of a shortened prompt are not the caller's",
+    "max_length": "max_length, which counts the prompt: give max_new_tokens",
+    "min_length": "min_length, which counts the prompt: give min_new_tokens",
+    "assistant_model": "assisted decoding",
+    "custom_generate": "custom generation loops",
+}
+_DEFAULT_MAX_LENGTH = 20  # of a generation config, in older releases of transformers
+
+
+class Shortening:
+    """The patches of one attached method."""
+
+    def __init__(self, method: BeforeLLM, model: Any, family: Family, session: Session) -> None:
+        self._method = method
+        self._model = model
+        self._family = family
+        self._session = session
+        self._backbone: Any = family.backbone(model)
+        self._parameters = tuple(inspect.signature(self._backbone.forward).parameters)
+        self._placeholders = torch.tensor(family.placeholder_ids(model.config))
+        self._generating = False
+        self._rows: int | None = None  # of the running pass: prompts times beams
+        self._running: ShortPrompt | None = None  # in a plain forward pass
+        self._latest: ShortPrompt | None = None  # of the latest plain forward pass, for what continues it
+        self._pass = ExitStack()  # what must be undone when the running pass of the backbone ends
+
+    def install(self, stack: ExitStack) -> None:
+        """Patch; ``stack`` holds the way back."""
+        self._patch_generate(stack)
+        stack.callback(self._backbone.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+        stack.callback(self._backbone.register_forward_hook(self._end, always_call=True).remove)
+        stack.callback(lambda: self._pass.close())
+
+    def _patch_generate(self, stack: ExitStack) -> None:
+        original = self._model.generate
+
+        @functools.wraps(original)
+        def generate(inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+            given = {**kwargs, **({} if inputs is None else {"input_ids": inputs})}
+            _refuse(given)
+            if given.get("input_ids") is None:
+                raise UnsupportedCallError("token reduction needs input_ids to find the visual tokens")
+            mask = given.get("attention_mask")
+            if mask is not None and not bool(mask[:, -1].all()):
+                raise UnsupportedCallError("token reduction needs prompts padded on the left to generate")
+            if getattr(generation_config, "max_length", None) not in (None, _DEFAULT_MAX_LENGTH):
+                raise UnsupportedCallError(f"token reduction does not support {_UNSUPPORTED['max_length']}")
+            short = self._shorten(given)
+            self._generating = True
+            try:
+                if short is None:
+                    return original(inputs, generation_config, *args, **kwargs)
+                with self._standing_in(short):
+                    result = original(None, generation_config, *args, **{**given, **short.inputs})
+            finally:
+                self._generating = False
+            return with_prompt(result, given["input_ids"], short.inputs["input_ids"].shape[1])
+
+        _set_attribute(self._model, "generate", generate, stack)
+
+    def _shorten(self, given: dict[str, Any]) -> ShortPrompt | None:
+        """Encode and shorten the images of a batch; None if the model should run as if there were no method."""
+        input_ids, mask = given["input_ids"], given.get("attention_mask")
+        real = None if mask is None else mask.to(input_ids.device).bool()
+        real = None if real is None or bool(real.all()) else real
+        visual = torch.isin(input_ids, self._placeholders.to(input_ids.device))
+        if real is not None:
+            visual &= real
+        before = visual.sum(dim=1).tolist()
+        if given.get("pixel_values") is None or not self._method.drops_tokens:
+            self._record(before, before)
+            return None
+        layouts = self._family.image_layouts(self._model, given)
+        images = images_per_row(before, [layout.tokens for layout in layouts])
+        smaller = self._method.smaller_images(self._model, self._family, given)
+        output: Any = None
+        if smaller is not None:
+            left = self._family.image_layouts(self._model, smaller)
+            stays = [torch.arange(full.tokens) < part.tokens for full, part in zip(layouts, left, strict=True)]
+        else:
+            output, stays = self._encode(given, layouts)
+        dropped = torch.zeros_like(visual)
+        dropped[visual] = ~torch.cat(stays).to(visual.device)
+        self._record(before, (visual & ~dropped).sum(dim=1).tolist())
+        if not bool(dropped.any()):
+            return None
+        kept, slots = Kept.everything(len(input_ids), input_ids.shape[1], real, input_ids.device).without(dropped)
+        short = ShortPrompt({**gathered(given, kept, slots), **(smaller or {})}, kept, images, output)
+        if output is not None:
+            self._place(short, given, real, slots)
+        return short
+
+    def _encode(self, given: dict[str, Any], layouts: Sequence[ImageLayout]) -> tuple[Any, list[Tensor]]:
+        """Encode and compress: what get_image_features returns, shortened, and (N,) bool per image, what stays."""
+        wanted = self._method.wanted(self._model, self._family)
+        output, views = encode_images(self._model, self._family, given, layouts, wanted)
+        with torch.no_grad():
+            made = [self._method.compress(view) for view in views]
+        pairs = list(zip(views, made, strict=True))
+        output.pooler_output = [view.tokens if part is None else part.features for view, part in pairs]
+        return output, [_kept_mask(view, part) for view, part in pairs]
+
+    def _record(self, before: Sequence[int], after: Sequence[int]) -> None:
+        # A pin has one entry per prompt, as these rows have: beams are made later.
+        self._session.record([RowTokens((0, 0), pair) for pair in zip(before, after, strict=True)])
+
+    def _place(self, short: ShortPrompt, given: dict[str, Any], real: Tensor | None, slots: Tensor) -> None:
+        """Qwen: give the kept tokens the positions that they have in the full prompt."""
+        find = getattr(self._backbone, "get_rope_index", None)
+        if find is None:
+            return
+        names = inspect.signature(find).parameters
+        if "mm_token_type_ids" in names and given.get("mm_token_type_ids") is None:
+            return  # the model itself numbers such a prompt like text
+        full, deltas = find(**{name: value for name, value in given.items() if name in names and value is not None})
+        full = full.to(slots.device)
+        short.positions = take(full[..., None], slots)[..., 0]
+        seen = full if real is None else full.masked_fill(~real, -1)
+        short.next_position = seen.amax(dim=(0, 2)) + 1
+        # Releases with token types count real tokens, older ones padding too.
+        if "mm_token_type_ids" in names and short.kept.valid is not None:
+            count = short.kept.valid.sum(dim=1)
+        else:
+            count = torch.full_like(short.next_position, slots.shape[1])
+        short.deltas = (short.next_position - count)[:, None].to(deltas.dtype)
+
+    @contextmanager
+    def _standing_in(self, short: ShortPrompt) -> Iterator[None]:
+        """Have the model's own methods answer for the shortened prompt."""
+        with ExitStack() as stack:
+            if short.output is None:
+                yield
+                return
+
+            @functools.wraps(self._backbone.get_image_features)
+            def get_image_features(*_args: Any, **_kwargs: Any) -> Any:
+                output = type(short.output)(**short.output)  # callers change what they get
+                output.pooler_output = per_beam(short, self._rows)
+                return output
+
+            _set_attribute(self._backbone, "get_image_features", get_image_features, stack)
+            if short.positions is not None:
+
+                @functools.wraps(self._backbone.get_rope_index)
+                def get_rope_index(input_ids: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+                    return positions_of(short, *input_ids.shape)
+
+                _set_attribute(self._backbone, "get_rope_index", get_rope_index, stack)
+            yield
+
+    def _begin(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Start a pass of the backbone."""
+        given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        if self._generating:
+            ids = given.get("input_ids")
+            self._rows = None if ids is None else len(ids)
+            return None
+        self._pass.close()
+        cache = given.get("past_key_values")
+        if cache is not None and cache.get_seq_length():
+            return (), self._continued(given, cache)
+        _refuse(given)
+        if given.get("input_ids") is None:
+            raise UnsupportedCallError("token reduction needs input_ids to find the visual tokens")
+        self._latest = self._running = self._shorten(given)
+        if self._running is None:
+            return None
+        self._pass.enter_context(self._standing_in(self._running))
+        return (), {**given, **self._running.inputs}
+
+    def _continued(self, given: dict[str, Any], cache: Any) -> dict[str, Any]:
+        """Fit the mask of a pass that goes on after a shortened prompt to the cache."""
+        short = self._latest
+        if given.get("pixel_values") is not None:
+            raise UnsupportedCallError("token reduction does not support new images on a filled KV cache")
+        if short is None or short.cache is None or short.cache() is not cache:
+            return given
+        if short.positions is None and given.get("position_ids") is not None:
+            raise UnsupportedCallError(f"token reduction does not support {_UNSUPPORTED['position_ids']}")
+        kept, mask = short.kept, given.get("attention_mask")
+        if mask is None and kept.valid is None:
+            return given
+        new = cache.get_seq_length() + given["input_ids"].shape[1] - kept.columns.shape[1]
+        after = kept.columns.new_ones(len(kept.columns), new) if mask is None else mask[:, kept.columns_total :]
+        prompt = torch.ones_like(kept.columns) if kept.valid is None else kept.valid
+        return {**given, "attention_mask": torch.cat([prompt.to(after), after], dim=1)}
+
+    def _end(self, _module: Any, _args: Any, output: Any) -> Any:
+        """Close a pass, also a failed one; put hidden states back to the length of the prompt."""
+        self._rows = None
+        if self._generating:
+            return None
+        self._pass.close()
+        short, self._running = self._running, None
+        if short is None or output is None:
+            return None
+        cache = getattr(output, "past_key_values", None)
+        short.cache = None if cache is None else weakref.ref(cache)
+        output.last_hidden_state = short.kept.restore_length(output.last_hidden_state)
+        return output
+
+
+def _refuse(given: dict[str, Any]) -> None:
+    for name, words in _UNSUPPORTED.items():
+        if given.get(name) is not None:
+            raise UnsupportedCallError(f"token reduction does not support {words}")
+    mask = given.get("attention_mask")
+    if mask is not None and mask.dim() != 2:
+        raise UnsupportedCallError("token reduction supports 2D attention masks only")
+
+
+def _kept_mask(view: ImageView, made: Compressed | None) -> Tensor:
+    """Return which placeholders of an image stay: (N,) bool."""
+    if made is None:
+        return torch.ones(view.layout.tokens, dtype=torch.bool)
+    stays = torch.zeros(view.layout.tokens, dtype=torch.bool)
+    stays[made.kept.cpu()] = True
+    return stays
+
+
+def _set_attribute(owner: Any, name: str, value: Any, stack: ExitStack) -> None:
+    """Set an attribute of an instance until ``stack`` closes."""
+    own = name in vars(owner)
+    before = getattr(owner, name)
+    stack.callback(setattr, owner, name, before) if own else stack.callback(delattr, owner, name)
+    setattr(owner, name, value)
