@@ -6,8 +6,9 @@ lmms-eval goes on without this package's models.
 
 Tasks have no entry point. ``TaskManager.initialize_tasks`` is wrapped to search one folder more; a folder that the
 user names with ``--include_path`` wins over ours. The same wrapper fixes the model name by which tasks choose their
-arguments (`task_model_name` in the registry). If ``lmms_eval.tasks`` is not imported yet, the wrapping waits for its
-import, since that import takes seconds that, for example, ``lmms-eval models`` need not spend.
+arguments (`task_model_name` in the registry). The loading of one task is wrapped too: YAMLs that name a ``base_task``
+and a ``perturbation`` become tasks of ``tasks.perturbed``. If ``lmms_eval.tasks`` is not imported yet, the wrapping
+waits for its import, since that import takes seconds that, for example, ``lmms-eval models`` need not spend.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class RegisteredModel:
 
 @dataclass(frozen=True)
 class RegisteredTask:
-    """A task that this package adds to lmms-eval."""
+    """A task, or a group of tasks, that this package adds to lmms-eval; metrics are empty where its base task's apply."""
 
     name: str
     description: str
@@ -84,9 +85,10 @@ def registered_tasks() -> list[RegisteredTask]:
     for file in sorted(task_dir().rglob("*.yaml")):
         text = file.read_text(encoding="utf-8")
         config = yaml.load(text, Loader)
+        name = config["task"] if isinstance(config["task"], str) else config["group"]
         metrics = tuple(metric["metric"] for metric in config.get("metric_list") or ())
         comment = [line.lstrip("# ") for line in text.splitlines()[:1] if line.startswith("#")]
-        found.append(RegisteredTask(config["task"], " ".join(comment), metrics, file))
+        found.append(RegisteredTask(name, " ".join(comment), metrics, file))
     return sorted(found, key=lambda task: task.name)
 
 
@@ -143,6 +145,29 @@ def wrap_task_manager(module: ModuleType) -> None:
 
     setattr(initialize_tasks, _WRAPPED, True)
     manager.initialize_tasks = initialize_tasks
+    _wrap_loading(manager)
+
+
+def _wrap_loading(manager: Any) -> None:
+    """Have tasks whose YAML names a ``base_task`` and a ``perturbation`` made by ``tasks.perturbed``."""
+    load: Callable[..., Any] = manager._load_individual_task_or_group
+
+    @functools.wraps(load)
+    def _load_individual_task_or_group(
+        self: Any, name_or_config: Any = None, task_type: str = "simple", *args: Any, **kwargs: Any
+    ) -> Any:
+        named = name_or_config if isinstance(name_or_config, dict) else {"task": name_or_config}
+        name = named.get("task")
+        if isinstance(name, str) and self._name_is_task(name):
+            config = self._get_config(name)
+            if "base_task" in config and "perturbation" in config:
+                from lmms_eval_stability.tasks.perturbed import make_task
+
+                override = kwargs.get("update_config") or {}
+                return {name: make_task(self, name, {**config, **named, **override}, task_type)}
+        return load(self, name_or_config, task_type, *args, **kwargs)
+
+    manager._load_individual_task_or_group = _load_individual_task_or_group
 
 
 class _TasksFinder(importlib.abc.MetaPathFinder):

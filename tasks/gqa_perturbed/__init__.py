@@ -1,0 +1,1 @@
+"""GQA with perturbed images and questions."""

@@ -1,0 +1,1 @@
+"""shapes_vqa with perturbed images and questions."""

@@ -1,0 +1,1 @@
+"""VQAv2 (validation) with perturbed images and questions."""
