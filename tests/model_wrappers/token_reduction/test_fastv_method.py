@@ -1,44 +1,12 @@
-"""FastV's own functions: parameters, rounding, ranking, and the vectors made by the official code."""
+"""FastV's own functions: parameters, rounding, ranking."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
 from lmms_eval_stability.model_wrappers.token_reduction.errors import InvalidParameterError
 from lmms_eval_stability.model_wrappers.token_reduction.fastv import FastV
-from lmms_eval_stability.model_wrappers.token_reduction.sequence import Kept, take
-
-GOLDEN = Path(os.environ.get("LMMS_EVAL_STABILITY_GOLDEN", Path(__file__).parents[2] / "golden"))
-VECTORS = sorted((GOLDEN / "token_reduction").glob("fastv_*.npz"))
-
-
-def test_there_are_official_vectors():
-    assert len(VECTORS) >= 4
-
-
-@pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
-def test_official_vectors(path: Path):
-    case = np.load(path)
-    start, length = int(case["image_start"]), int(case["image_length"])
-    rows = torch.from_numpy(case["attn_last_row"]).float()[0]  # (H, L)
-    total = rows.shape[1]
-    method = FastV(k=3, r=float(case["r"]))
-
-    keep = method.keep_count(0, length, length)
-    assert keep == int(case["num_keep"])
-    stays = method.select(method.score(rows[:, None, start : start + length]), keep) + start
-    dropped = torch.zeros(1, total, dtype=torch.bool)
-    dropped[:, start : start + length] = True
-    dropped[:, stays] = False
-    kept, slots = Kept.everything(1, total, None, dropped.device).without(dropped)
-    assert kept.columns[0].tolist() == case["keep_indices"].tolist() == case["position_ids"][0].tolist()
-    hidden = take(torch.from_numpy(case["hidden_states"]), slots)
-    np.testing.assert_allclose(hidden.numpy(), case["hidden_out"], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,113 +1,20 @@
-"""HiRED: the official vectors, budgets of tiles, and the counts of the real geometries."""
+"""HiRED: budgets of tiles, and the counts of the real geometries."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 
-from lmms_eval_stability.model_wrappers.families import LlavaNext
-from lmms_eval_stability.model_wrappers.token_reduction.attention_tap import attention_rows
 from lmms_eval_stability.model_wrappers.token_reduction.errors import InvalidParameterError, UnsupportedCallError
 from lmms_eval_stability.model_wrappers.token_reduction.hired import HiRED
-from lmms_eval_stability.model_wrappers.token_reduction.vision import ImageView, encode_images
+from lmms_eval_stability.model_wrappers.token_reduction.vision import encode_images
 from tests.model_wrappers.token_reduction.conftest import QUESTION, Tiny
 from tests.model_wrappers.token_reduction.real_geometry import build_real_geometry
 from tests.model_wrappers.token_reduction.test_inside_llm import CLOSE
-
-GOLDEN = Path(os.environ.get("LMMS_EVAL_STABILITY_GOLDEN", Path(__file__).parents[2] / "golden"))
-VECTORS = sorted((GOLDEN / "token_reduction").glob("hired_*.npz"))
-ONE_IMAGE = [path for path in VECTORS if "llava15" in path.stem]
-TILES = [path for path in VECTORS if "llava15" not in path.stem]
-
-
-def read(path: Path) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.asarray(value)) for name, value in np.load(path).items()}
-
-
-def test_there_are_official_vectors():
-    assert len(ONE_IMAGE) >= 3
-    assert len(TILES) >= 3
-
-
-@pytest.mark.parametrize("path", ONE_IMAGE, ids=lambda path: path.stem)
-def test_official_vectors_of_one_image(path: Path):
-    case = read(path)
-    method = HiRED(budget=float(case["token_budget_rate"]), official_quirks=True)
-    scores = case["layer22_cls_attn"][0].sum(dim=0)
-    n = method.keep_count(len(scores))
-    mask = method.select(scores, n)
-    assert n == int(case["kept"])
-    assert mask.tolist() == case["mask"].tolist()
-    assert mask.nonzero().squeeze(1).tolist() == case["kept_indices"].tolist()
-
-
-@pytest.mark.parametrize("path", TILES, ids=lambda path: path.stem)
-def test_official_vectors_of_tiles(path: Path):
-    case = read(path)
-    method = HiRED(budget=float(case["token_budget_rate"]), alpha=float(case["alpha"]), official_quirks=True)
-    start = 0
-    grids = case["grids_official_order"].tolist()
-    for image, (count, grid) in enumerate(zip(case["num_partitions"].tolist(), grids, strict=True)):
-        part = slice(start, start + count)
-        first, last = (case[f"layer{layer}_cls_attn"][part].sum(dim=1) for layer in (0, 22))
-        masks = method.select_tiles(first[0], last, tuple(grid))
-        assert torch.equal(masks, case["masks"][part])
-        assert masks.sum(dim=1).tolist() == case["kept_per_partition"][part].tolist()
-        if grid[0] == grid[1]:
-            packed = pack(method, case, part, case["image_sizes_hw"][image].tolist())
-            feature_start = int(case["feature_lens"][:image].sum())
-            expected = case["packed_features"][feature_start : feature_start + int(case["feature_lens"][image])]
-            torch.testing.assert_close(packed, expected, atol=1e-5, rtol=0)
-        start += count
-
-
-def pack(method: HiRED, case: dict[str, Tensor], part: slice, size: list[int]) -> Tensor:
-    """Compress an image of random features as the language model would get it."""
-    model = LlavaNextForConditionalGeneration(
-        LlavaNextConfig(
-            vision_config=CLIPVisionConfig(
-                hidden_size=8,
-                intermediate_size=8,
-                num_hidden_layers=2,
-                num_attention_heads=1,
-                image_size=336,
-                patch_size=int(case["patch_size"]),
-            ),
-            text_config=LlamaConfig(
-                vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
-            ),
-            image_token_id=1,
-        )
-    )
-    layout = LlavaNext().layout(model, size)
-    features = case["features"][part].flatten(0, 1)
-    tokens = torch.cat([features, features.new_full((1, features.shape[1]), 9.0)])[layout.source]  # -1: a newline
-    none = torch.zeros_like(case["layer0_cls_attn"][part][..., :1])
-    attention = {layer: torch.cat([none, case[f"layer{layer}_cls_attn"][part]], dim=2) for layer in (0, 22)}
-    made = method.compress(ImageView(layout, tokens, tokens, attention))
-    assert made is not None
-    return made.features
-
-
-@pytest.mark.parametrize("path", TILES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("layer", [0, 22])
-def test_official_attention(path: Path, layer: int):
-    case = read(path)
-    query, key = (
-        case[f"layer{layer}_{part}"].unflatten(-1, (int(case["num_heads"]), -1)).transpose(1, 2)
-        for part in ("q_cls", "k")
-    )
-    seen = torch.ones(len(key), 1, key.shape[2], dtype=torch.bool)
-    rows = torch.zeros(len(key), 1, dtype=torch.long)
-    attention = attention_rows(query, key, rows, seen, key.shape[3] ** -0.5)
-    torch.testing.assert_close(attention[:, :, 0, 1:], case[f"layer{layer}_cls_attn"], atol=1e-5, rtol=0)
 
 
 def patches(*where: tuple[int, int], side: int = 24) -> Tensor:

@@ -1,103 +1,17 @@
-"""SparseVLM's own functions and parameters, and the vectors made by the official code."""
+"""SparseVLM's own functions and parameters."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from lmms_eval_stability.model_wrappers.token_reduction.errors import InvalidParameterError
-from lmms_eval_stability.model_wrappers.token_reduction.sequence import Kept, take
 from lmms_eval_stability.model_wrappers.token_reduction.sparsevlm import (
     SparseVLM,
-    cluster_count,
     merge,
-    rank_count,
-    rater_scores,
 )
-
-GOLDEN = Path(os.environ.get("LMMS_EVAL_STABILITY_GOLDEN", Path(__file__).parents[2] / "golden"))
-VECTORS = sorted((GOLDEN / "token_reduction").glob("sparsevlm_*.npz"))
-CLUSTERS = [path for path in VECTORS if path.stem.startswith("sparsevlm_cluster_")]
-RANKS = [path for path in VECTORS if path.stem.startswith("sparsevlm_rank_v1_")]
-WHOLE = [path for path in VECTORS if path not in CLUSTERS + RANKS]
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-
-
-def test_there_are_official_vectors():
-    assert (len(WHOLE) >= 2, len(CLUSTERS) >= 2, len(RANKS) >= 3) == (True, True, True)
-
-
-def stage(case: Any, method: SparseVLM, number: int, v_start: int, now: int) -> tuple[Tensor, int]:
-    """Check one stage and return the hidden states after it (1, L, d) with the number of visual tokens."""
-    entered = int(case["image_tokens"])
-    hidden = torch.from_numpy(case[f"layer_out_{number}"])
-    attention = torch.from_numpy(case[f"attn_rater_rows_{number}"])[0, ..., v_start : v_start + now]
-    scores = method.score(attention)
-    np.testing.assert_allclose(scores, case[f"relation_{number}"][0], **CLOSE)
-    left = method.reduce(number, entered, attention, hidden[0, v_start : v_start + now])
-    assert left.stays.tolist() == case[f"mask_{number}"][0].nonzero()[0].tolist()
-    recycled = method.recycle(scores, left.stays)
-    pruned = (~case[f"mask_{number}"][0]).nonzero()[0]
-    assert recycled.tolist() == pruned[case[f"recycled_idx_rel_pruned_{number}"]].tolist()
-    assert cluster_count(len(recycled)) == int(case[f"cluster_num_{number}"])
-    np.testing.assert_allclose(left.merged, case[f"merged_tokens_{number}"][0], **CLOSE)
-
-    everything = Kept.everything(1, hidden.shape[1], None, hidden.device)
-    dropped, order = torch.zeros(1, hidden.shape[1], dtype=torch.bool), everything.slot_order()
-    dropped[0, v_start : v_start + now] = True
-    assert left.places is not None
-    for index in (left.stays, left.places):
-        dropped[0, v_start + index] = False
-    order[0, v_start + left.places] = order[0, v_start + now - 1] + 1 + torch.arange(len(left.places))
-    hidden[0, v_start + left.places] = left.merged
-    kept, slots = everything.without(dropped, order)
-    assert kept.renumbered(everything).tolist() == case[f"position_ids_{number}"].tolist()
-    return take(hidden, slots), len(left.stays) + len(left.places)
-
-
-@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
-def test_official_vectors(path: Path):
-    case = np.load(path)
-    start, now, length = int(case["v_token_start"]), int(case["image_tokens"]), int(case["text_len"])
-    method = SparseVLM(layers=case["layer_list"].tolist(), tokens=case["token_list"].tolist(), literal=True)
-    embeds = torch.from_numpy(case["embeds"])[0]
-    visual, text = embeds[start : start + now], embeds[start + now : start + now + length]
-    np.testing.assert_allclose(rater_scores(visual, text), case["rater_scores"][0], **CLOSE)
-    assert method.raters(visual, text).tolist() == case["rater_idx_rel_text"].tolist()
-    for number in range(len(case["layer_list"])):
-        assert case[f"rater_rows_abs_{number}"].tolist() == (start + now + case["rater_idx_rel_text"]).tolist()
-        hidden, now = stage(case, method, number, start, now)
-        assert now == int(case[f"v_token_num_{number}"])
-        np.testing.assert_allclose(hidden, case[f"hidden_next_{number}"], **CLOSE)
-
-
-@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
-def test_official_clusters(path: Path):
-    case = np.load(path)
-    for tokens, merged in zip(torch.from_numpy(case["tokens"]), case["merged"], strict=True):
-        np.testing.assert_allclose(merge(tokens, int(case["cluster_num"]))[0], merged, **CLOSE)
-
-
-@pytest.mark.parametrize("path", RANKS, ids=lambda path: path.stem)
-def test_official_rank_rule(path: Path):
-    case = np.load(path)
-    start, now = int(case["v_token_start"]), int(case["image_tokens"])
-    attention = torch.from_numpy(case["attn_rater_rows"])[0, ..., start : start + now]
-    scale, bias = float(case["scale"]), float(case["bias"])
-    count = rank_count(attention, scale, bias)
-    assert count == min(int(int(case["rank"]) * scale + bias), now - 1)
-    method = SparseVLM(rank_rule=True, scale=scale)
-    np.testing.assert_allclose(method.score(attention), case["relation"][0], **CLOSE)
-    mask = case["mask"][0].nonzero()[0].tolist()
-    assert method.select(method.score(attention), count).tolist() == mask
-    if bias == 0:
-        assert method.reduce(0, now, attention, torch.randn(now, 8)).stays.tolist() == mask
 
 
 def test_counts_of_the_paper():
