@@ -46,7 +46,7 @@ class RegisteredModel:
 
 @dataclass(frozen=True)
 class RegisteredTask:
-    """A task, or a group of tasks, that this package adds to lmms-eval; metrics are empty where its base task's apply."""
+    """A task, or a group of tasks, that this package adds to lmms-eval; without metrics where its base task's apply."""
 
     name: str
     description: str
@@ -150,7 +150,10 @@ def wrap_task_manager(module: ModuleType) -> None:
 
 def _wrap_loading(manager: Any) -> None:
     """Have tasks whose YAML names a ``base_task`` and a ``perturbation`` made by ``tasks.perturbed``."""
-    load: Callable[..., Any] = manager._load_individual_task_or_group
+    load: Callable[..., Any] | None = getattr(manager, "_load_individual_task_or_group", None)
+    if load is None:
+        _log.warning("this lmms-eval loads tasks in a way that perturbed tasks do not know; they will not work")
+        return
 
     @functools.wraps(load)
     def _load_individual_task_or_group(

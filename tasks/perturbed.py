@@ -152,6 +152,11 @@ class PerturbedTask:
                 part["url"] = image
         return messages
 
+    def sample_record(self, doc: Mapping[str, Any]) -> tuple[SampleKey, PerturbationRecord]:
+        """Return a document's key and what happened to it, or will happen if it was not shown yet."""
+        key = self._key(doc)
+        return key, self._records.get(self._mine(doc)) or self.plan.planned(key)
+
     def construct_requests(self, doc_id: int, ctx: str, **kwargs: Any) -> Any:
         """Refuse examples in the prompt, which would be perturbed or not depending on the model's interface."""
         if self.config.num_fewshot:
@@ -160,7 +165,7 @@ class PerturbedTask:
 
     def process_results(self, doc: dict[str, Any], results: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Score as the base task does; ``perturbation``, which is not averaged, goes to the sample log."""
-        record = self._records.get(self._mine(doc)) or self.plan.planned(self._key(doc))
+        _, record = self.sample_record(doc)
         scores = super().process_results(doc, results, *args, **kwargs)  # type: ignore[misc]
         return {**scores, "perturbation": record.to_dict()}
 

@@ -47,7 +47,7 @@ def models(layout: str) -> None:
         )
         for model in found
     ]
-    _print_table(("model", "checkpoints", "parameters", "what it does"), rows)
+    print_table(("model", "checkpoints", "parameters", "what it does"), rows)
     click.echo(
         "Every name has aliases (--format json lists them). pretrained=demo is the model shipped with the package."
     )
@@ -63,10 +63,11 @@ def tasks(layout: str) -> None:
     if layout == "json":
         click.echo(json.dumps([asdict(task) | {"file": str(task.file)} for task in found], indent=2))
         return
-    _print_table(("task", "metrics", "what it is"), [(t.name, ", ".join(t.metrics), t.description) for t in found])
+    print_table(("task", "metrics", "what it is"), [(t.name, ", ".join(t.metrics), t.description) for t in found])
 
 
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a plain table as wide as the terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

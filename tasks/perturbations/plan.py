@@ -13,6 +13,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from lmms_eval_stability.tasks.perturbations.assignment import VERSION, Draw, SampleKey, draw_level, seed_of
+from lmms_eval_stability.tasks.perturbations.cache import ImageCache
 from lmms_eval_stability.tasks.perturbations.entries import (
     Level,
     MissingResourceError,
@@ -204,19 +205,30 @@ class PerturbationPlan:
 
     def images(self, key: SampleKey, images: list[Image.Image]) -> tuple[list[Image.Image], PerturbationRecord]:
         """Return a sample's perturbed images, all at its one level, and their record."""
-        from lmms_eval_stability.tasks.perturbations.image import perturb_image
-
         record = self.planned(key)
         level = Level(record.method, record.severity)
         digest, changed, outputs = hashlib.sha256(), False, []
         for part, image in enumerate(images):
-            seed = seed_of(key, level, part)
-            output = perturb_image(image, level.method, level.severity, seed=seed, official_quirks=self.official_quirks)
+            output = self._image(image, level, seed_of(key, level, part))
             pixels = output.tobytes()
             digest.update(f"{output.width}x{output.height}:".encode() + pixels)
             changed |= output.size != image.size or pixels != image.convert("RGB").tobytes()
             outputs.append(output)
         return outputs, dataclasses.replace(record, changed=changed, output_sha=digest.hexdigest()[:16])
+
+    def _image(self, image: Image.Image, level: Level, seed: int) -> Image.Image:
+        from lmms_eval_stability.tasks.perturbations.image import perturb_image
+
+        cache = ImageCache.from_environment()
+        quirks = self.official_quirks
+        if cache is None:
+            return perturb_image(image, level.method, level.severity, seed=seed, official_quirks=quirks)
+        file = cache.file(image, level, seed, official_quirks=quirks)
+        output = cache.read(file)
+        if output is None:
+            output = perturb_image(image, level.method, level.severity, seed=seed, official_quirks=quirks)
+            cache.write(file, output)
+        return output
 
 
 def readable_image(image: Any, where: str) -> Image.Image:
