@@ -35,11 +35,20 @@ def test_every_command_has_help_an_example_and_a_page_with_all_its_options(name:
     assert found.epilog
     assert f"lmms-eval-stability {name}" in found.epilog
     page = read(DOCS / "commands" / f"{name}.md")
+    check_options(found, page, f"docs/commands/{name}.md")
+    for sub in found.commands.values() if isinstance(found, click.Group) else ():
+        assert sub.help
+        assert sub.epilog
+        assert f"`{name} {sub.name}`" in page
+        check_options(sub, page, f"docs/commands/{name}.md")
+
+
+def check_options(found: click.Command, page: str, where: str) -> None:
     for parameter in found.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
             long = next(option for option in parameter.opts if option.startswith("--"))
-            assert long in page, f"docs/commands/{name}.md does not mention {long}"
+            assert long in page, f"{where} does not mention {long}"
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.path])
