@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from lmms_eval_stability.model_wrappers.errors import InvalidArgumentError
+from lmms_eval_stability.model_wrappers.measurements import Measurements
 
 TOP_TOKENS = 5
 _UNDERSTOOD = {"max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample", "until"}
@@ -85,6 +87,17 @@ class GeneratedRow:
     first_token_logprobs: list[list[Any]] | None
     answer_logprob: float | None
 
+    def noted_in(self, counts: Measurements) -> Measurements:
+        """Return what is known of the prompt with what is known of the answer."""
+        return dataclasses.replace(
+            counts,
+            output_tokens=len(self.tokens),
+            prefill_ms=round(self.prefill_ms, 3),
+            decode_ms=None if self.decode_ms is None else round(self.decode_ms, 3),
+            first_token_logprobs=self.first_token_logprobs,
+            answer_logprob=self.answer_logprob,
+        )
+
 
 class _StepScores(LogitsProcessor):  # type: ignore[misc]
     """Watches the scores that tokens are chosen by, without changing them and without keeping more than one step."""
@@ -155,13 +168,13 @@ def generate(
     if watcher is None or watcher.first is None or watcher.prefill_seconds is None:
         return [GeneratedRow(tokens[i, :n], 1e3 * total / rows, None, None, None) for i, n in enumerate(lengths)]
     chosen = watcher.chosen(sequences).cpu()
-    top = watcher.first.topk(min(TOP_TOKENS, watcher.first.shape[1]), dim=1)
+    first = top_tokens(tokenizer, watcher.first)
     return [
         GeneratedRow(
             tokens=tokens[i, :n],
             prefill_ms=1e3 * watcher.prefill_seconds / rows,
             decode_ms=1e3 * (total - watcher.prefill_seconds) / rows,
-            first_token_logprobs=_readable(tokenizer, top.indices[i].tolist(), top.values[i].tolist()),
+            first_token_logprobs=first[i],
             answer_logprob=round(float(chosen[i, :n].double().sum()), 6),
         )
         for i, n in enumerate(lengths)
@@ -185,5 +198,10 @@ def _lengths(tokens: Tensor, eos: int) -> list[int]:
     return [int(n) for n in first_end]
 
 
-def _readable(tokenizer: Any, ids: list[int], logprobs: list[float]) -> list[list[Any]]:
-    return [[token, tokenizer.decode([token]), round(value, 6)] for token, value in zip(ids, logprobs, strict=True)]
+def top_tokens(tokenizer: Any, logprobs: Tensor) -> list[list[list[Any]]]:
+    """Return each row's most probable tokens, best first: (rows, vocabulary) -> [id, text, log-probability]."""
+    top = logprobs.topk(min(TOP_TOKENS, logprobs.shape[1]), dim=1)
+    return [
+        [[token, tokenizer.decode([token]), round(value, 6)] for token, value in zip(ids, values, strict=True)]
+        for ids, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]

@@ -29,6 +29,7 @@ class Measurements(TokenCounts):
             divided by its rows.
         decode_ms: milliseconds of the remaining steps, divided in the same way.
         first_token_logprobs: the five most probable first tokens: [id, text, natural log-probability].
+        answer_tokens: tokens of an answer that was given to be scored.
         answer_logprob: sum of the natural log-probabilities of the answer's tokens, end-of-sequence included. Both
             log-probabilities are taken from the scores that the token was chosen by, after any logits processors of
             the checkpoint's generation settings.
@@ -42,6 +43,7 @@ class Measurements(TokenCounts):
     prefill_ms: float | None = None
     decode_ms: float | None = None
     first_token_logprobs: list[list[Any]] | None = None
+    answer_tokens: int | None = None
     answer_logprob: float | None = None
     error: str | None = None
     run: dict[str, Any] | None = None

@@ -2,34 +2,165 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
+from lmms_eval.api.instance import Instance
+from loguru import logger
+
+from lmms_eval_stability.model_wrappers.errors import AnswerError, UnsupportedInputError
 
 
 @dataclass(frozen=True)
-class Document:
-    """One request of lmms-eval's chat interface."""
+class Request:
+    """A document to put to the model.
 
-    index: int  # in the list of requests
+    Attributes:
+        index: place in the list of requests.
+        context: the document as one text.
+        doc_id, task, split: where the document is in lmms-eval's ``task_dict``.
+        show: document -> chat turns, or -> media that stand before ``context``.
+    """
+
+    index: int
     context: str
-    doc_to_messages: Any
-    gen_kwargs: dict[str, Any]
     doc_id: int
     task: str
     split: str
+    show: Callable[[Any], Any]
 
     @property
     def name(self) -> str:
         return f"task {self.task}, document {self.doc_id}"
 
+    @property
+    def group(self) -> str:
+        """What the requests of one batch must have in common."""
+        return ""
 
-def batches(documents: Sequence[Document], size: int) -> Iterator[list[Document]]:
-    """Yield documents that share generation arguments, of similar length where a batch holds several."""
-    groups: dict[str, list[Document]] = {}
-    for document in documents:
-        groups.setdefault(repr(sorted(document.gen_kwargs.items())), []).append(document)
+    def messages(self, document: Any) -> list[Any]:
+        """Return the document as chat turns."""
+        shown = self.show(document) or []
+        if shown and all(isinstance(part, dict) and "role" in part for part in shown):
+            return list(shown)
+        from lmms_eval.api.task import ConfigurableMessagesTask  # takes seconds, and lmms-eval has it by then
+
+        turns: list[Any] = ConfigurableMessagesTask._build_user_turn(shown, self.context)
+        return turns
+
+
+@dataclass(frozen=True)
+class Question(Request):
+    """A request of ``generate_until``."""
+
+    gen_kwargs: dict[str, Any]
+
+    @classmethod
+    def read(cls, index: int, instance: Instance) -> Question:
+        context, show, gen_kwargs, doc_id, task, split = instance.args
+        return cls(index, context, doc_id, task, split, show, gen_kwargs)
+
+    @property
+    def group(self) -> str:
+        return repr(sorted(self.gen_kwargs.items()))
+
+
+@dataclass(frozen=True)
+class Candidate(Request):
+    """A request of ``loglikelihood``.
+
+    Attributes:
+        answer: the text to score, or document -> that text.
+    """
+
+    answer: str | Callable[[Any], Any]
+
+    @classmethod
+    def read(cls, index: int, instance: Instance) -> Candidate:
+        """Read ``(context, answer, show, doc_id, task, split)``.
+
+        Raises:
+            UnsupportedInputError: the request is another one.
+        """
+        if len(instance.args) == 2:
+            raise UnsupportedInputError(
+                f"task {instance.task_name} scores answers without their question, for acc_mutual_info; lmms-eval takes"
+                " the losses of its models for log-probabilities there and would count the worst choice. Take"
+                " acc_mutual_info out of the task's metric_list"
+            )
+        try:
+            context, answer, show, doc_id, task, split = instance.args
+        except ValueError:
+            raise UnsupportedInputError(
+                f"task {instance.task_name} sends log-likelihood requests with {len(instance.args)} arguments; known"
+                " are those with context, answer, media, document, task and split"
+            ) from None
+        return cls(index, context, doc_id, task, split, show, answer)
+
+    def text(self, document: Any) -> str:
+        """Return the text to score.
+
+        Raises:
+            UnsupportedInputError: it is empty, or none.
+        """
+        answer = self.answer if isinstance(self.answer, str) else self.answer(document)
+        if not isinstance(answer, str):
+            raise UnsupportedInputError(f"the answer to score is {answer!r}, not a text; let doc_to_target give a text")
+        if not answer:
+            raise UnsupportedInputError("the answer to score is empty; see the task's doc_to_choice and doc_to_target")
+        return answer
+
+
+R = TypeVar("R", bound=Request)
+T = TypeVar("T")
+
+
+def batches(requests: Sequence[R], size: int) -> Iterator[list[R]]:
+    """Yield requests of one group, of similar length where a batch holds several."""
+    groups: dict[str, list[R]] = {}
+    for request in requests:
+        groups.setdefault(request.group, []).append(request)
     for group in groups.values():
-        ordered = sorted(group, key=lambda document: -len(document.context)) if size > 1 else group
+        ordered = sorted(group, key=lambda request: -len(request.context)) if size > 1 else group
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size]
+
+
+def answer_batch(
+    batch: Sequence[R], answer: Callable[[Sequence[R]], list[T]], failed: Callable[[R, Exception], T]
+) -> list[T]:
+    """Answer one batch; if that fails, find the request that cannot be answered.
+
+    Args:
+        batch: at least one request.
+        answer: answers some requests together.
+        failed: what to return for a request that cannot be answered alone; may raise.
+
+    Raises:
+        AnswerError: the batch fails though each of its requests can be answered alone.
+    """
+    try:
+        return answer(batch)
+    except Exception as error:
+        if len(batch) == 1:
+            return [failed(batch[0], error)]
+        reason = f"{type(error).__name__}: {error}"
+    # Outside the handler, whose traceback holds on to the failed batch's tensors.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    logger.warning(f"a batch of {len(batch)} documents failed ({reason}); answering them one by one")
+    failures: list[R] = []
+
+    def note(request: R, error: Exception) -> T:
+        failures.append(request)
+        return failed(request, error)
+
+    alone = [answer_batch([request], answer, note)[0] for request in batch]
+    if failures:
+        return alone
+    raise AnswerError(
+        f"a batch of {len(batch)} documents ({batch[0].name} and others) failed, though each can be answered alone:"
+        f" {reason}. Lower --batch_size"
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +26,21 @@ from lmms_eval_stability.model_wrappers.generation import GeneratedRow, Generati
 from lmms_eval_stability.model_wrappers.loading import LoadOptions, load
 from lmms_eval_stability.model_wrappers.measurements import Measurements, fingerprint, log_throughput
 from lmms_eval_stability.model_wrappers.registry import ModelEntry
-from lmms_eval_stability.model_wrappers.requests import Document, batches
+from lmms_eval_stability.model_wrappers.repairs import repair_likelihood_tasks
+from lmms_eval_stability.model_wrappers.requests import (
+    Candidate,
+    Question,
+    Request,
+    answer_batch,
+    batches,
+)
+from lmms_eval_stability.model_wrappers.scoring import (
+    Likelihood,
+    answer_ids,
+    append_answers,
+    failing_together,
+    score,
+)
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session
 
 
@@ -110,8 +125,8 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         with self._accelerated():
             pass
         self._facts: dict[str, Any] = run_facts(self, options)
-        self._tasks_with_facts: set[str] = set()
         self._saw_images = False
+        repair_likelihood_tasks()
 
     def _own_device(self, device: str | None) -> str | None:
         """Return this process's device: under a launcher with several processes each has its own GPU."""
@@ -162,8 +177,30 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
             AnswerError: a document could not be answered (unless ``on_error=record``).
             NothingPrunedError: the method should have dropped visual tokens and dropped none.
         """
+        with self._ending_the_launch():
+            questions = [Question.read(index, request) for index, request in enumerate(requests)]
+            results = self._run(questions, self._generate, self._unanswered)
+            log_throughput([result.token_counts for result in results])
+            return results
+
+    def loglikelihood(self, requests: list[Instance]) -> list[Likelihood]:
+        """Score the answer of every request; the results are in the order of the requests.
+
+        Each result is a pair (loss, is_greedy). As in lmms-eval's own models the loss is the mean over the answer's
+        tokens of their negative natural log-probability, and its multiple-choice tasks take the choice with the least
+        of them; ``is_greedy`` says whether greedy decoding would give these tokens. Errors: as ``generate_until``.
+
+        Raises:
+            UnsupportedInputError: a request for the score of an answer without its question (``acc_mutual_info``).
+        """
+        with self._ending_the_launch():
+            candidates = [Candidate.read(index, request) for index, request in enumerate(requests)]
+            return failing_together(candidates, self._run(candidates, self._score, self._unscored))
+
+    @contextmanager
+    def _ending_the_launch(self) -> Iterator[None]:
         try:
-            return self._generate_until(requests)
+            yield
         except Exception:
             if self.world_size == 1:
                 raise
@@ -172,82 +209,95 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
             sys.stderr.flush()
             os._exit(1)
 
-    def _generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        documents = [Document(index, *request.args) for index, request in enumerate(requests)]
-        self._tasks_with_facts.clear()
+    def _run(self, requests: Sequence[Any], answer: Callable[..., list[Any]], failed: Callable[..., Any]) -> list[Any]:
+        """Answer all requests in batches; the first result of each task carries the facts of the run."""
         self._saw_images = False
-        results: dict[int, GenerationResult] = {}
-        progress = tqdm(total=len(documents), disable=self.rank != 0, desc="Model Responding")
+        results: dict[int, Any] = {}
+        progress = tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
         with progress, self._accelerated() as session:
-            for batch in batches(documents, self.batch_size):
-                for document, result in zip(batch, self._answer(batch, session), strict=True):
-                    results[document.index] = result
+            for batch in batches(requests, self.batch_size):
+                answers = answer_batch(batch, lambda some: answer(some, session), failed)
+                results.update((request.index, result) for request, result in zip(batch, answers, strict=True))
                 progress.update(len(batch))
             if session is not None:
                 session.require_pruned(expect_images=self._saw_images)
-        ordered = [results[index] for index in range(len(documents))]
-        log_throughput([result.token_counts for result in ordered])
-        return ordered
-
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not offered: the tasks that need it are refused by name."""
-        raise UnsupportedInputError(_unsupported(self.entry.name, "loglikelihood", requests))
+        first = {request.task: request.index for request in reversed(requests)}
+        for index in first.values():
+            results[index].token_counts.run = self._facts
+        return [results[index] for index in range(len(requests))]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[Any]:
         """Not offered: the tasks that need it are refused by name."""
         raise UnsupportedInputError(_unsupported(self.entry.name, "generate_until_multi_round", requests))
 
-    def _answer(self, batch: Sequence[Document], session: Session | None) -> list[GenerationResult]:
-        """Answer one batch; on failure find the document that cannot be answered."""
-        try:
-            return self._answer_together(batch, session)
-        except Exception as error:
-            if len(batch) == 1:
-                return [self._failed(batch[0], error)]
-            reason = f"{type(error).__name__}: {error}"
-        # Outside the handler, whose traceback holds on to the failed batch's tensors.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        logger.warning(f"a batch of {len(batch)} documents failed ({reason}); answering them one by one")
-        alone = [self._answer([document], session)[0] for document in batch]
-        if any(result.token_counts.error for result in alone):
-            return alone
-        raise AnswerError(
-            f"{self.entry.name}: a batch of {len(batch)} documents ({batch[0].name} and others) failed, though each"
-            f" can be answered alone: {reason}. Lower --batch_size"
-        )
-
-    def _failed(self, document: Document, error: Exception) -> GenerationResult:
+    def _reason(self, request: Request, error: Exception) -> str:
+        """Return what to record of a document that cannot be answered, or raise."""
         reason = f"{type(error).__name__}: {error}"
         if self.on_error == "raise":
             raise AnswerError(
-                f"{self.entry.name}: {document.name} could not be answered: {reason}."
+                f"{self.entry.name}: {request.name} could not be answered: {reason}."
                 " --model_args on_error=record goes on and logs such documents as failed"
             ) from error
-        logger.error(f"{document.name} failed: {reason}")
-        counts = Measurements(error=reason, run=self._facts_once(document.task))
-        return GenerationResult(text="", token_counts=counts)
+        logger.error(f"{request.name} failed: {reason}")
+        return reason
 
-    def _answer_together(self, batch: Sequence[Document], session: Session | None) -> list[GenerationResult]:
+    def _unanswered(self, question: Question, error: Exception) -> GenerationResult:
+        return GenerationResult(text="", token_counts=Measurements(error=self._reason(question, error)))
+
+    def _unscored(self, candidate: Candidate, error: Exception) -> Likelihood:
+        return Likelihood(math.inf, False, Measurements(error=self._reason(candidate, error)))
+
+    def _generate(self, batch: Sequence[Question], session: Session | None) -> list[GenerationResult]:
         settings = GenerationSettings.from_task(batch[0].gen_kwargs, self.family.default_max_new_tokens)
         if self.max_new_tokens is not None:
             settings = dataclasses.replace(settings, max_new_tokens=self.max_new_tokens)
-        prompts = [self._prompt(document) for document in batch]
-        self._saw_images |= any(prompt.images for prompt in prompts)
-        inputs = self.family.encode(self.processor, prompts).to(self._device, self._model.dtype)
+        prompts = [self._prompt(question, self._document(question)) for question in batch]
+        inputs = self._inputs(prompts)
         inputs["input_ids"] = fill_padding(inputs["input_ids"], inputs["attention_mask"])
         rows = generate(self._model, self.tokenizer, inputs, settings, use_cache=self.use_cache)
+        counts = self._measured(prompts, inputs, session)
+        return [self._result(row, count, settings.until) for row, count in zip(rows, counts, strict=True)]
+
+    def _score(self, batch: Sequence[Candidate], session: Session | None) -> list[Likelihood]:
+        documents = [self._document(candidate) for candidate in batch]
+        prompts = [self._prompt(*pair) for pair in zip(batch, documents, strict=True)]
+        texts = [candidate.text(document) for candidate, document in zip(batch, documents, strict=True)]
+        placeholders = self.family.placeholder_ids(self._model.config)
+        answers = [
+            answer_ids(self.tokenizer, prompt.text, text, placeholders)
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        inputs = self._inputs(prompts)
+        whole = append_answers(inputs, answers, self.tokenizer.pad_token_id)
+        rows = score(self._model, self.tokenizer, whole, [len(answer) for answer in answers], session)
+        shown = [dataclasses.replace(p, text=p.text + text) for p, text in zip(prompts, texts, strict=True)]
+        counts = self._measured(shown, inputs, session)
+        return [Likelihood(row.loss, row.is_greedy, row.noted_in(n)) for row, n in zip(rows, counts, strict=True)]
+
+    def _document(self, request: Request) -> Any:
+        return self.task_dict[request.task][request.split][request.doc_id]
+
+    def _prompt(self, request: Request, document: Any) -> Prompt:
+        messages = ChatMessages(messages=request.messages(document)).model_dump()["messages"]
+        return self.family.build_prompt(self.processor, messages, request.context)
+
+    def _inputs(self, prompts: Sequence[Prompt]) -> Any:
+        self._saw_images |= any(prompt.images for prompt in prompts)
+        return self.family.encode(self.processor, prompts).to(self._device, self._model.dtype)
+
+    def _measured(self, shown: Sequence[Prompt], inputs: Any, session: Session | None) -> list[Measurements]:
+        """Return what is known of each prompt of a batch after it was answered."""
         tokens = self._visual_tokens(inputs["input_ids"], session)
         lengths = inputs["attention_mask"].sum(1).tolist()
         return [
-            self._result(*parts, until=settings.until)
-            for parts in zip(batch, prompts, rows, tokens, lengths, strict=True)
+            Measurements(
+                input_tokens=int(length),
+                input_fingerprint=fingerprint(prompt),
+                visual_tokens=list(row.visual_tokens),
+                visual_token_layers=list(row.layers),
+            )
+            for prompt, row, length in zip(shown, tokens, lengths, strict=True)
         ]
-
-    def _prompt(self, document: Document) -> Prompt:
-        doc = self.task_dict[document.task][document.split][document.doc_id]
-        messages = ChatMessages(messages=document.doc_to_messages(doc)).model_dump()["messages"]
-        return self.family.build_prompt(self.processor, messages, document.context)
 
     def _visual_tokens(self, input_ids: torch.Tensor, session: Session | None) -> Sequence[RowTokens]:
         if session is not None:
@@ -255,37 +305,9 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         placeholders = torch.tensor(self.family.placeholder_ids(self._model.config), device=input_ids.device)
         return [RowTokens((0,), (int(n),)) for n in torch.isin(input_ids, placeholders).sum(1)]
 
-    def _result(
-        self,
-        document: Document,
-        prompt: Prompt,
-        row: GeneratedRow,
-        tokens: RowTokens,
-        length: int,
-        *,
-        until: Sequence[str],
-    ) -> GenerationResult:
+    def _result(self, row: GeneratedRow, counts: Measurements, until: Sequence[str]) -> GenerationResult:
         text = self.tokenizer.decode(row.tokens, skip_special_tokens=True, **self.family.decode_arguments)
-        counts = Measurements(
-            input_tokens=int(length),
-            output_tokens=len(row.tokens),
-            input_fingerprint=fingerprint(prompt),
-            visual_tokens=list(tokens.visual_tokens),
-            visual_token_layers=list(tokens.layers),
-            prefill_ms=round(row.prefill_ms, 3),
-            decode_ms=None if row.decode_ms is None else round(row.decode_ms, 3),
-            first_token_logprobs=row.first_token_logprobs,
-            answer_logprob=row.answer_logprob,
-            run=self._facts_once(document.task),
-        )
-        return GenerationResult(text=self.family.clean(text, until), token_counts=counts)
-
-    def _facts_once(self, task: str) -> dict[str, Any] | None:
-        """Return the run's facts for the first answer of a task, then nothing: once per task and rank is enough."""
-        if task in self._tasks_with_facts:
-            return None
-        self._tasks_with_facts.add(task)
-        return self._facts
+        return GenerationResult(text=self.family.clean(text, until), token_counts=row.noted_in(counts))
 
 
 def _argument_names() -> list[str]:
@@ -296,6 +318,4 @@ def _argument_names() -> list[str]:
 
 def _unsupported(model: str, kind: str, requests: Sequence[Instance]) -> str:
     tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
-    return (
-        f"{model} answers generate_until requests only; {tasks} sends {kind}. Choose a generative variant of the task"
-    )
+    return f"{model} answers one question at a time; {tasks} sends {kind}. Choose a variant of the task with one round"

@@ -262,8 +262,6 @@ def test_a_question_with_an_image_placeholder_of_its_own_is_refused_by_name(tiny
 def test_requests_of_other_kinds_are_refused_by_name(tiny_folder: TinyFolder) -> None:
     model = make(BASELINES, "llava", tiny_folder("llava"))
     requests = chat_requests(documents(2))
-    with pytest.raises(errors.UnsupportedInputError, match="drawn sends loglikelihood"):
-        model.loglikelihood(requests)
     with pytest.raises(errors.UnsupportedInputError, match="drawn sends generate_until_multi_round"):
         model.generate_until_multi_round(requests)
 
