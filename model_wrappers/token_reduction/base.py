@@ -12,9 +12,9 @@ style of NVIDIA's kvpress: inside it the model runs with the method, outside it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
@@ -27,6 +27,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.errors import (
     NothingPrunedError,
     UnsupportedCallError,
 )
+from lmms_eval_stability.model_wrappers.token_reduction.trace import RowTrace
 
 _attached: WeakSet[nn.Module] = WeakSet()
 
@@ -38,10 +39,13 @@ class RowTokens:
     Attributes:
         layers: Decoder layers at whose input the number was taken; the first is 0.
         visual_tokens: Visual tokens entering each of those layers, e.g. ``(576, 288)`` at layers ``(0, 3)``.
+        diagnostics: What a method has to say of each image beside that, by name: one number per image of the row, None
+            for an image that was left as it is. They are measured, so two rows may be equal without them.
     """
 
     layers: tuple[int, ...]
     visual_tokens: tuple[int, ...]
+    diagnostics: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict, compare=False)
 
     @property
     def dropped(self) -> int:
@@ -66,6 +70,9 @@ class Session:
         prefills_with_images: Those with at least one visual token.
         tokens_seen: Visual tokens in all prefills.
         tokens_dropped: Visual tokens that did not reach the last layer.
+        tracing: Set it to have ``traces`` recorded; off at first, as it costs time.
+        traces: Which visual tokens are left at each of a row's layers, for every one of ``rows``; empty unless
+            ``tracing``.
     """
 
     def __init__(self, method: TokenReducer) -> None:
@@ -75,6 +82,8 @@ class Session:
         self.prefills_with_images = 0
         self.tokens_seen = 0
         self.tokens_dropped = 0
+        self.tracing = False
+        self.traces: tuple[RowTrace, ...] = ()
         self._pin: _Pin | None = None
 
     @contextmanager
@@ -126,11 +135,11 @@ class Session:
             raise UnsupportedCallError(f"pinned query columns {columns.tolist()} point at padding")
         return columns
 
-    def record(self, rows: Sequence[RowTokens]) -> None:
-        """Note the outcome of one prefill, given for every row of the batch."""
-        if self._pin is not None:
-            rows = rows[:: len(rows) // len(self._pin.columns)]
-        self.rows = tuple(rows)
+    def record(self, rows: Sequence[RowTokens], traces: Sequence[RowTrace] = ()) -> None:
+        """Note the outcome of one prefill, given for every row of the batch; ``traces`` when ``tracing``."""
+        step = 1 if self._pin is None else len(rows) // len(self._pin.columns)
+        self.rows, self.traces = tuple(rows[::step]), tuple(traces[::step])
+        rows = self.rows
         if self._pin is not None:
             if self._pin.recorded:
                 return

@@ -13,8 +13,9 @@ hidden states back to the length of the prompt, zeros where a token was dropped.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from lmms_eval_stability.model_wrappers.families.base import Family
 from lmms_eval_stability.model_wrappers.token_reduction.base import Session, TokenReducer
 from lmms_eval_stability.model_wrappers.token_reduction.errors import UnsupportedModelError
 from lmms_eval_stability.model_wrappers.token_reduction.shortening import Shortening
+from lmms_eval_stability.model_wrappers.token_reduction.trace import Origin
 from lmms_eval_stability.model_wrappers.token_reduction.vision import ImageView, Wanted
 
 
@@ -34,10 +36,14 @@ class Compressed:
     Attributes:
         features: (N', d) the tokens that the language model sees.
         kept: (N',) long, ascending: the image's placeholders that they take the place of.
+        origin: Says where the tokens come from, asked only for a trace; None: each is that of its placeholder.
+        diagnostics: Numbers about this image for the sample log, by name.
     """
 
     features: Tensor
     kept: Tensor
+    origin: Callable[[], Origin] | None = None
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

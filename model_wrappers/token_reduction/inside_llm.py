@@ -51,11 +51,15 @@ class Reduction:
         merged: (c, d) features made from tokens that do not stay, or None. They go behind the last visual token.
         places: (c,) index of the token whose place each of them takes in the bookkeeping: none of ``stays``, no two
             alike. Where positions are a grid's, that is the position it gets.
+        sources: (M,) indices of the tokens that went into merged ones, for the trace.
+        into: (M,) index into ``merged`` of each of them.
     """
 
     stays: Tensor
     merged: Tensor | None = None
     places: Tensor | None = None
+    sources: Tensor | None = None
+    into: Tensor | None = None
 
 
 @dataclass(frozen=True)

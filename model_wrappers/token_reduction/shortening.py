@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +27,14 @@ from lmms_eval_stability.model_wrappers.token_reduction.short_prompt import (
     positions_of,
     with_prompt,
 )
-from lmms_eval_stability.model_wrappers.token_reduction.vision import ImageView, encode_images
+from lmms_eval_stability.model_wrappers.token_reduction.trace import (
+    RowTrace,
+    StageTrace,
+    image_trace,
+    row_traces,
+    smaller_image_trace,
+)
+from lmms_eval_stability.model_wrappers.token_reduction.vision import encode_images
 
 if TYPE_CHECKING:
     from lmms_eval_stability.model_wrappers.token_reduction.before_llm import BeforeLLM, Compressed
@@ -41,6 +50,48 @@ _UNSUPPORTED = {
     "custom_generate": "custom generation loops",
 }
 _DEFAULT_MAX_LENGTH = 20  # of a generation config, in older releases of transformers
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of a batch after the method: encoded and compressed, or smaller and not yet encoded."""
+
+    layouts: Sequence[ImageLayout]  # before it
+    per_row: list[int]
+    parts: Sequence[Compressed | None] = ()  # what is left of each image; None: as it was
+    output: Any = None  # what get_image_features returned, with what is left of the features
+    smaller: dict[str, Any] = field(default_factory=dict)  # inputs that replace the images
+    smaller_layouts: Sequence[ImageLayout] = ()
+
+    def stays(self) -> Tensor:
+        """Return which of all images' placeholders stay: (visual tokens of the batch,) bool."""
+        if self.smaller:
+            pairs = zip(self.layouts, self.smaller_layouts, strict=True)
+            return torch.cat([torch.arange(full.tokens) < left.tokens for full, left in pairs])
+        stays = [torch.zeros(layout.tokens, dtype=torch.bool) for layout in self.layouts]
+        for mask, part in zip(stays, self.parts, strict=True):
+            mask[slice(None) if part is None else part.kept.cpu()] = True
+        return torch.cat(stays)
+
+    def traces(self) -> list[RowTrace]:
+        """Return the trace of each row."""
+        if self.smaller:
+            found = [smaller_image_trace(*pair) for pair in zip(self.layouts, self.smaller_layouts, strict=True)]
+        else:
+            found = [image_trace(*pair) for pair in zip(self.layouts, self.parts, strict=True)]
+        return row_traces(found, [layout.tokens for layout in self.layouts], self.per_row)
+
+    def diagnostics(self) -> list[dict[str, tuple[float | None, ...]]]:
+        """Return the method's numbers of each row: by name, one per image; None where it has no finite one."""
+        found = [{} if part is None else part.diagnostics for part in self.parts]
+        names = list(dict.fromkeys(name for numbers in found for name in numbers))
+        rows: list[dict[str, tuple[float | None, ...]]] = []
+        start = 0
+        for count in self.per_row:
+            own = found[start : start + count]
+            rows.append({name: tuple(_finite(numbers.get(name)) for numbers in own) for name in names if own})
+            start += count
+        return rows
 
 
 class Shortening:
@@ -104,41 +155,47 @@ class Shortening:
             visual &= real
         before = visual.sum(dim=1).tolist()
         if given.get("pixel_values") is None or not self._method.drops_tokens:
-            self._record(before, before)
+            self._record(before, before, None)
             return None
-        layouts = self._family.image_layouts(self._model, given)
-        images = images_per_row(before, [layout.tokens for layout in layouts])
-        smaller = self._method.smaller_images(self._model, self._family, given)
-        output: Any = None
-        if smaller is not None:
-            left = self._family.image_layouts(self._model, smaller)
-            stays = [torch.arange(full.tokens) < part.tokens for full, part in zip(layouts, left, strict=True)]
-        else:
-            output, stays = self._encode(given, layouts)
+        images = self._reduce(given, before)
         dropped = torch.zeros_like(visual)
-        dropped[visual] = ~torch.cat(stays).to(visual.device)
-        self._record(before, (visual & ~dropped).sum(dim=1).tolist())
+        dropped[visual] = ~images.stays().to(visual.device)
+        self._record(before, (visual & ~dropped).sum(dim=1).tolist(), images)
         if not bool(dropped.any()):
             return None
         kept, slots = Kept.everything(len(input_ids), input_ids.shape[1], real, input_ids.device).without(dropped)
-        short = ShortPrompt({**gathered(given, kept, slots), **(smaller or {})}, kept, images, output)
-        if output is not None:
+        changed = {**gathered(given, kept, slots), **images.smaller}
+        short = ShortPrompt(changed, kept, images.per_row, images.output)
+        if images.output is not None:
             self._place(short, given, real, slots)
         return short
 
-    def _encode(self, given: dict[str, Any], layouts: Sequence[ImageLayout]) -> tuple[Any, list[Tensor]]:
-        """Encode and compress: what get_image_features returns, shortened, and (N,) bool per image, what stays."""
+    def _reduce(self, given: dict[str, Any], tokens: Sequence[int]) -> _Images:
+        """Encode and compress the images, or make them smaller; ``tokens`` are the visual tokens of each row."""
+        layouts = self._family.image_layouts(self._model, given)
+        per_row = images_per_row(tokens, [layout.tokens for layout in layouts])
+        smaller = self._method.smaller_images(self._model, self._family, given)
+        if smaller is not None:
+            left = self._family.image_layouts(self._model, smaller)
+            return _Images(layouts, per_row, smaller=smaller, smaller_layouts=left)
         wanted = self._method.wanted(self._model, self._family)
         output, views = encode_images(self._model, self._family, given, layouts, wanted)
         with torch.no_grad():
-            made = [self._method.compress(view) for view in views]
-        pairs = list(zip(views, made, strict=True))
+            parts = [self._method.compress(view) for view in views]
+        pairs = zip(views, parts, strict=True)
         output.pooler_output = [view.tokens if part is None else part.features for view, part in pairs]
-        return output, [_kept_mask(view, part) for view, part in pairs]
+        return _Images(layouts, per_row, parts, output)
 
-    def _record(self, before: Sequence[int], after: Sequence[int]) -> None:
+    def _record(self, before: Sequence[int], after: Sequence[int], images: _Images | None) -> None:
         # A pin has one entry per prompt, as these rows have: beams are made later.
-        self._session.record([RowTokens((0, 0), pair) for pair in zip(before, after, strict=True)])
+        numbers = [{} for _ in before] if images is None else images.diagnostics()
+        rows = [RowTokens((0, 0), (n, left), more) for n, left, more in zip(before, after, numbers, strict=True)]
+        traces: list[RowTrace] = []
+        if self._session.tracing and images is not None:
+            traces = images.traces()
+        elif self._session.tracing:
+            traces = [(StageTrace(0, tuple(range(n))),) * 2 for n in before]
+        self._session.record(rows, traces)
 
     def _place(self, short: ShortPrompt, given: dict[str, Any], real: Tensor | None, slots: Tensor) -> None:
         """Qwen: give the kept tokens the positions that they have in the full prompt."""
@@ -245,13 +302,8 @@ def _refuse(given: dict[str, Any]) -> None:
         raise UnsupportedCallError("token reduction supports 2D attention masks only")
 
 
-def _kept_mask(view: ImageView, made: Compressed | None) -> Tensor:
-    """Return which placeholders of an image stay: (N,) bool."""
-    if made is None:
-        return torch.ones(view.layout.tokens, dtype=torch.bool)
-    stays = torch.zeros(view.layout.tokens, dtype=torch.bool)
-    stays[made.kept.cpu()] = True
-    return stays
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _set_attribute(owner: Any, name: str, value: Any, stack: ExitStack) -> None:

@@ -136,8 +136,9 @@ class SparseVLM(InsideLLM):
         scores = self.score(attention)
         stays = self.select(scores, n)
         recycled = self.recycle(scores, stays).to(hidden.device)
-        merged, centres = merge(hidden[recycled], cluster_count(len(recycled)))
-        return Reduction(stays, merged, recycled[centres])
+        tokens = hidden[recycled]
+        centres, member = cluster(tokens, cluster_count(len(recycled)))
+        return Reduction(stays, average(tokens, member, len(centres)), recycled[centres], recycled, member)
 
     def recycle(self, scores: Tensor, stays: Tensor) -> Tensor:
         """Return the indices of the pruned tokens to merge, best first: (N,), (n,) -> (M,)."""
@@ -172,10 +173,7 @@ def cluster_count(recycled: int) -> int:
 
 
 def merge(tokens: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
-    """Merge tokens around density peaks (DPC-KNN).
-
-    A token is dense if its ``clusters`` nearest tokens, itself included, are near; a centre is dense and far from any
-    denser token. Every token joins the nearest centre, and each cluster becomes its members' average.
+    """Merge tokens around density peaks: each cluster becomes its members' average.
 
     Args:
         tokens: (M, d).
@@ -183,6 +181,23 @@ def merge(tokens: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         (clusters, d) in the dtype of ``tokens``, strongest centre first, and (clusters,) indices of the centres.
+    """
+    centres, member = cluster(tokens, clusters)
+    return average(tokens, member, clusters), centres
+
+
+def cluster(tokens: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """Find density peaks among tokens (DPC-KNN), and the cluster of each token.
+
+    A token is dense if its ``clusters`` nearest tokens, itself included, are near; a centre is dense and far from any
+    denser token. Every token joins the nearest centre.
+
+    Args:
+        tokens: (M, d).
+        clusters: At most M.
+
+    Returns:
+        (clusters,) indices of the centres, strongest first, and (M,) the cluster of each token.
     """
     points = tokens.float()
     # Not by matrix products: those lose digits where points are close, and differ between batch sizes.
@@ -196,6 +211,11 @@ def merge(tokens: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     centres = (density * isolation).cpu().topk(clusters).indices.to(tokens.device)
     member = distance[:, centres].argmin(dim=1)
     member[centres] = torch.arange(clusters, device=member.device)  # also where two centres are the same point
+    return centres, member
+
+
+def average(tokens: Tensor, member: Tensor, clusters: int) -> Tensor:
+    """Return the average of each cluster's tokens: (M, d), (M,) -> (clusters, d) in the dtype of ``tokens``."""
     belongs = torch.nn.functional.one_hot(member, clusters).float()  # (M, clusters)
     weights = belongs / (belongs.sum(dim=0) + 1e-6)
-    return (weights.T @ points).to(tokens.dtype), centres
+    return (weights.T @ tokens.float()).to(tokens.dtype)

@@ -19,6 +19,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.attention_tap import Att
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session
 from lmms_eval_stability.model_wrappers.token_reduction.errors import UnsupportedCallError
 from lmms_eval_stability.model_wrappers.token_reduction.sequence import Kept, causal_mask, take
+from lmms_eval_stability.model_wrappers.token_reduction.trace import Trail
 
 if TYPE_CHECKING:
     from lmms_eval_stability.model_wrappers.token_reduction.inside_llm import InsideLLM, Stage
@@ -49,6 +50,7 @@ class _Prefill:
         visual: (B, L) bool, the visual tokens of the prompt.
         counts: Visual tokens of each row: those of the prompt, then after each stage.
         kept: The latest shortened sequence and the layer where it begins, for each stage that dropped something.
+        trails: What traces are made of, per row; empty unless the session traces.
         cache: The KV cache that this prefill filled; not kept alive.
     """
 
@@ -59,6 +61,7 @@ class _Prefill:
     visual: Tensor
     counts: list[list[int]]
     kept: list[tuple[int, Kept]] = field(default_factory=list)
+    trails: list[Trail] = field(default_factory=list)
     cache: Callable[[], Any] = lambda: None
 
     @property
@@ -142,6 +145,8 @@ class StageHooks:
         start = Kept.everything(batch, length, real, input_ids.device)
         counts = [[count] for count in visual.sum(dim=1).tolist()]
         self._prefill = _Prefill(start, query, query[:, None], [1] * batch, visual, counts)
+        if self._session.tracing:
+            self._prefill.trails = [Trail(row.nonzero().squeeze(1).tolist()) for row in visual]
 
     def _begin_continuation(self, input_ids: Tensor, mask: Tensor | None, cache: Any) -> None:
         prefill = self._prefill
@@ -231,6 +236,8 @@ class StageHooks:
         if not acting:  # nothing to do must be exactly nothing: results stay equal to the base model's, bit by bit
             for row in prefill.counts:
                 row.append(row[-1])
+            for trail in prefill.trails:
+                trail.step(self._stages[number].layer)
             return hidden
         attention, now = self._attention(number, hidden, kwargs, prefill), prefill.now
         visual = prefill.visual.gather(1, now.columns)
@@ -240,7 +247,7 @@ class StageHooks:
         merges: list[tuple[int, Tensor, Tensor]] = []
         for index, row in enumerate(prefill.counts):
             slots = visual[index].nonzero().squeeze(1)
-            stays = slots
+            stays, left = slots, None
             if index in acting:
                 rows = attention[index, :, : prefill.raters_of_row[index]]
                 left = self._method.reduce(
@@ -255,6 +262,8 @@ class StageHooks:
                     stays = torch.cat([stays, places])
             dropped[index, stays] = False
             row.append(len(stays))
+            if prefill.trails:
+                prefill.trails[index].step(self._stages[number].layer, now.columns[index, slots].tolist(), left)
         kept, slots = now.without(dropped, order)
         prefill.kept.append((self._stages[number].layer, kept))
         if merges:
@@ -297,7 +306,8 @@ class StageHooks:
         if not self._running or self._continuation is not None or prefill is None:
             return None
         layers = (0, *(stage.layer for stage in self._stages))
-        self._session.record([RowTokens(layers, tuple(row)) for row in prefill.counts])
+        rows = [RowTokens(layers, tuple(row)) for row in prefill.counts]
+        self._session.record(rows, [trail.stages for trail in prefill.trails])
         if not prefill.kept:
             return None
         output.last_hidden_state = prefill.now.restore_length(output.last_hidden_state)

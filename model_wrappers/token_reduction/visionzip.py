@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.budget import (
     scaled,
 )
 from lmms_eval_stability.model_wrappers.token_reduction.errors import InvalidParameterError
+from lmms_eval_stability.model_wrappers.token_reduction.trace import Origin
 from lmms_eval_stability.model_wrappers.token_reduction.vision import ImageView, Wanted
 
 
@@ -94,12 +96,15 @@ class VisionZip(BeforeLLM):
                 for p in range(image.layout.partitions)
             ]
             tokens = torch.cat(_in_official_order(parts, image.layout))
-            return Compressed(image.project(tokens), torch.arange(len(tokens)))
+            origin = partial(_origin, image, [kept for kept, _, _ in parts], contextual, offset=1)
+            return Compressed(image.project(tokens), torch.arange(len(tokens)), origin)
         kept = attention[0].sum(dim=0).argsort(descending=True, stable=True)[:dominant].sort().values
         rest = _others(kept, len(image.tokens))
         targets, merged = merge(image.tokens, image.keys[0], rest, contextual)
         order = torch.cat([kept, targets]).argsort()
-        return Compressed(torch.cat([image.tokens[kept], merged])[order], torch.cat([kept, targets])[order])
+        features = torch.cat([image.tokens[kept], merged])
+        origin = partial(_origin, image, [kept], contextual, offset=0)
+        return Compressed(features[order], torch.cat([kept, targets])[order], origin)
 
     def select(self, attention: Tensor, dominant: int) -> Tensor:
         """Return the dominant tokens: the CLS row (H, 1 + n) -> (dominant,) ascending, 0 (CLS) first."""
@@ -140,16 +145,53 @@ def merge(hidden: Tensor, keys: Tensor, rest: Tensor, count: int) -> tuple[Tenso
     Returns:
         The targets' indices (count,) and the merged tokens (count, d): target plus mean of its members.
     """
+    targets, members, owner = assign(keys, rest, count)
+    if len(targets) == 0:
+        return targets, hidden[:0]
+    sums = torch.zeros_like(hidden[targets], dtype=torch.float32).index_add_(0, owner, hidden[members].float())
+    sizes = owner.bincount(minlength=len(targets)).clamp(min=1)
+    return targets, (hidden[targets].float() + sums / sizes[:, None]).to(hidden.dtype)
+
+
+def assign(keys: Tensor, rest: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the tokens that others are merged into, and for each of the others the one with the most similar key.
+
+    Args:
+        keys: (S, d_head).
+        rest: (m,) the tokens to merge, ascending.
+        count: Targets wanted; all of ``rest`` if it has no more.
+
+    Returns:
+        The targets' indices (count,), evenly spaced in ``rest``; those of the others (m - count,); and the number of
+        the target that each of these joins. With no target, nothing is merged: all three are empty.
+    """
     if count == 0 or len(rest) == 0:
-        return rest[:0], hidden[:0]
+        return rest[:0], rest[:0], rest[:0]
     chosen = torch.arange(0, len(rest), max(1, len(rest) // count), device=rest.device)[:count]
     members = rest[_others(chosen, len(rest))]
     targets = rest[chosen]
     similar = normalize(keys[members].float(), dim=-1) @ normalize(keys[targets].float(), dim=-1).T
-    owner = similar.argmax(dim=1)
-    sums = torch.zeros_like(hidden[targets], dtype=torch.float32).index_add_(0, owner, hidden[members].float())
-    sizes = owner.bincount(minlength=len(targets)).clamp(min=1)
-    return targets, (hidden[targets].float() + sums / sizes[:, None]).to(hidden.dtype)
+    return targets, members, similar.argmax(dim=1)
+
+
+def _origin(image: ImageView, dominant: list[Tensor], contextual: int, *, offset: int) -> Origin:
+    """Say where the tokens of an image come from.
+
+    Args:
+        image: The image.
+        dominant: Of each partition, the tokens that were kept.
+        contextual: Contextual tokens of a partition.
+        offset: 1 where the first token of a partition is a CLS token, else 0.
+    """
+    assert image.keys is not None
+    kept: list[Tensor] = []
+    merged: list[Tensor] = []
+    for number, (best, keys) in enumerate(zip(dominant, image.keys, strict=True)):
+        first = number * image.layout.positions - offset
+        kept.append(best[offset:] + first)
+        targets, members, owner = assign(keys, _others(best, len(keys)), contextual)
+        merged += [torch.cat([target[None], members[owner == group]]) + first for group, target in enumerate(targets)]
+    return Origin(torch.cat(kept), tuple(merged), offset * len(dominant))
 
 
 def _others(chosen: Tensor, total: int) -> Tensor:
