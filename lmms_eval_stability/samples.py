@@ -308,7 +308,7 @@ def answer_of(value: Any) -> tuple[str, str]:
     if not isinstance(value, (list, dict)):
         return as_text(value), TEXT
     if isinstance(value, list) and all(_is_likelihood(item) for item in value):
-        numbers = [item[0] for item in value]
+        numbers = [_loss(item[0]) for item in value]
         return f"choice {numbers.index(min(numbers)) + 1}", CHOICE
     return as_text(value), LIST
 
@@ -318,12 +318,21 @@ def _is_blank(item: Any) -> bool:
 
 
 def _is_likelihood(item: Any) -> bool:
-    """Whether this is [number, whether greedy decoding gives this choice]; flags may be logged as text."""
+    """Whether this is [number, whether greedy decoding gives this choice]; lmms-eval logs both as texts."""
     if not (isinstance(item, list) and len(item) == 2):
         return False
     number, greedy = item
-    is_number = isinstance(number, (int, float)) and not isinstance(number, bool) and not math.isnan(number)
-    return is_number and (isinstance(greedy, bool) or greedy in ("True", "False"))
+    return not math.isnan(_loss(number)) and (isinstance(greedy, bool) or greedy in ("True", "False"))
+
+
+def _loss(value: Any) -> float:
+    """A logged loss; nan if it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def as_text(value: Any) -> str:

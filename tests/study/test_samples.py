@@ -118,6 +118,9 @@ def test_lone_surrogates_become_writable_text(log: Path) -> None:
         ([[1.2, "False"], [0.3, "True"], [0.9, "False"]], "choice 2", "choice"),
         ([[1.2, False], [0.3, True]], "choice 2", "choice"),
         ([[0.3, False], [0.3, True]], "choice 1", "choice"),
+        # and its log holds texts
+        ([["10.5", "False"], ["9.75", "True"], ["inf", "False"]], "choice 2", "choice"),
+        ([["yes", "False"], ["no", "True"]], '[["yes", "False"], ["no", "True"]]', "list"),
         (["a", 1], '["a", 1]', "list"),
         (["a", "b"], '["a", "b"]', "list"),
         ([[math.nan, False], [0.3, True]], "[[NaN, false], [0.3, true]]", "list"),

@@ -1,0 +1,1 @@
+"""The `llava_med_conversation` task: LLaVA-Med's biomedical conversations, judged by a language model."""
