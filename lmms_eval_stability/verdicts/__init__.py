@@ -13,8 +13,9 @@ from .base import Adapter, Verdict, judge, judge_line
 from .exact_match import GQA, SHAPES_VQA, adapter_of
 from .generic import CHOICE, GENERIC
 from .soft_vqa import SOFT_VQA, VQAV2
+from .vqa_rad import VQA_RAD
 
-ADAPTERS: tuple[Adapter, ...] = (GQA, SHAPES_VQA, VQAV2, SOFT_VQA)
+ADAPTERS: tuple[Adapter, ...] = (GQA, SHAPES_VQA, VQAV2, SOFT_VQA, VQA_RAD)
 
 __all__ = ["ADAPTERS", "CHOICE", "GENERIC", "Adapter", "Verdict", "adapter_for", "judge", "judge_line"]
 
