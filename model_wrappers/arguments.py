@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval_stability.model_wrappers.errors import InvalidArgumentError, UnknownArgumentError
-from lmms_eval_stability.model_wrappers.registry import FAMILIES, METHODS, ModelEntry
+from lmms_eval_stability.model_wrappers.quantization.errors import InvalidSchemeArgumentError
+from lmms_eval_stability.model_wrappers.registry import FAMILIES, METHODS, SCHEMES, ModelEntry
 
 if TYPE_CHECKING:
+    from lmms_eval_stability.model_wrappers.quantization.base import Quantizer
     from lmms_eval_stability.model_wrappers.token_reduction.base import TokenReducer
 
 _ON_ERROR = ("raise", "record")
@@ -43,26 +45,56 @@ def read_batch_size(batch_size: int | str, max_batch_size: int | None) -> int:
     return int(batch_size)
 
 
-def make_method(entry: ModelEntry, arguments: dict[str, Any], takes: Sequence[str]) -> TokenReducer | None:
-    """Return the method with its parameters.
+def make_methods(
+    entry: ModelEntry, quantization: str | None, arguments: dict[str, Any], takes: Sequence[str]
+) -> tuple[TokenReducer | None, Quantizer | None]:
+    """Return the token reduction and the quantisation scheme with their parameters.
 
     Args:
         entry: the model.
+        quantization: a scheme on top of what the model's name says.
         arguments: what was given beside the arguments of every model.
         takes: the arguments of every model, for the message.
 
     Raises:
-        UnknownArgumentError: neither the method nor the model takes an argument.
+        UnknownArgumentError: neither the method, nor the scheme, nor the model takes an argument.
+        InvalidSchemeArgumentError: there is no such scheme, or the model's name says another one.
     """
-    path = METHODS[entry.method].path
-    method_class: type[Any] | None = None
-    if path:
-        module, name = path.split(":")
-        method_class = getattr(importlib.import_module(f"lmms_eval_stability.model_wrappers.{module}"), name)
-    parameters = [] if method_class is None else [f.name for f in dataclasses.fields(method_class)]
-    unknown = sorted(set(arguments) - set(parameters))
+    by_name = METHODS[entry.method].kind == "quantization"
+    scheme = _scheme(entry, quantization)
+    method_class = None if by_name else _class_of(entry.method)
+    quantizer_class = None if scheme is None else _class_of(scheme)
+    own = [[] if cls is None else [f.name for f in dataclasses.fields(cls)] for cls in (method_class, quantizer_class)]
+    unknown = sorted(set(arguments) - {name for names in own for name in names})
     if unknown:
         raise UnknownArgumentError(
-            f"{entry.name} does not take {', '.join(unknown)}; it takes {', '.join([*takes, *parameters])}"
+            f"{entry.name} does not take {', '.join(unknown)}; it takes {', '.join([*takes, *own[0], *own[1]])}"
         )
-    return None if method_class is None else method_class(**arguments)
+    made = [
+        None if cls is None else cls(**{name: arguments[name] for name in names if name in arguments})
+        for cls, names in zip((method_class, quantizer_class), own, strict=True)
+    ]
+    return made[0], made[1]
+
+
+def _scheme(entry: ModelEntry, quantization: str | None) -> str | None:
+    """Return the quantisation scheme that name and argument agree on."""
+    if quantization is not None and quantization not in SCHEMES:
+        raise InvalidSchemeArgumentError(f"quantization={quantization}: choose one of {', '.join(SCHEMES)}")
+    if METHODS[entry.method].kind != "quantization":
+        return quantization
+    if quantization not in (None, entry.method):
+        raise InvalidSchemeArgumentError(
+            f"{entry.name} is quantised by {entry.method}, but quantization={quantization}; leave quantization out, or"
+            f" use --model {entry.family}_{quantization}"
+        )
+    return entry.method
+
+
+def _class_of(method: str) -> type[Any] | None:
+    path = METHODS[method].path
+    if not path:
+        return None
+    module, name = path.split(":")
+    found: type[Any] = getattr(importlib.import_module(f"lmms_eval_stability.model_wrappers.{module}"), name)
+    return found

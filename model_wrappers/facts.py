@@ -22,12 +22,13 @@ _PACKAGES = ("lmms-eval-stability", "lmms-eval", "transformers", "torch", "accel
 
 def run_facts(wrapper: AcceleratedVLM, options: LoadOptions) -> dict[str, Any]:
     """Return what the comparison of two runs needs to know about one of them, ready for JSON."""
-    model, method = wrapper.model, wrapper.method
+    model, method = wrapper.model, wrapper.method or options.quantizer
     template = getattr(wrapper.processor, "chat_template", None) or ""
     return {
         "model": wrapper.entry.name,
         "method": wrapper.entry.method,
         "method_args": dataclasses.asdict(method) if method else {},
+        "quantization": wrapper.quantization.to_dict() if wrapper.quantization else None,
         "pretrained": options.pretrained,
         "revision": None if Path(resolve(options.pretrained)).is_dir() else options.revision,
         "commit": getattr(model.config, "_commit_hash", None),

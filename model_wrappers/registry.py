@@ -1,6 +1,7 @@
 """Which models there are: one dict of name -> base architectures x method. Imports nothing heavy.
 
-To add a method, write its file in ``token_reduction/`` and add one line to ``METHODS``; every family gets a model.
+To add a method, write its file in ``token_reduction/`` or ``quantization/`` and add one line to ``METHODS``; every
+family gets a model, and a quantisation scheme becomes a value of ``quantization=`` too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class MethodEntry:
     Attributes:
         path: ``module:class`` of the method below this package; empty for the model as it is.
         summary: one line for listings.
-        kind: what is accelerated: "none" or "token reduction".
+        kind: what is accelerated: "none", "token reduction" or "quantization".
         parameters: arguments with their defaults, as the method's dataclass has them (a test compares the two; reading
             them from the class would import torch).
     """
@@ -124,7 +125,34 @@ METHODS: dict[str, MethodEntry] = {
         "token reduction",
         {"tokens": 192, "literal": False},
     ),
+    "int8": MethodEntry(
+        "quantization.int8:Int8",
+        "LLM.int8(): 8-bit weights and activations, outlier columns in 16 bit; quantised while loading",
+        "quantization",
+        {"threshold": 6.0},
+    ),
+    "nf4": MethodEntry(
+        "quantization.nf4:NF4",
+        "NormalFloat4 weights, 16-bit activations; quantised while loading",
+        "quantization",
+        {"double_quant": False},
+    ),
+    "gptq": MethodEntry(
+        "quantization.gptq:GPTQ",
+        "4-bit weights by GPTQ, 16-bit activations; loads a checkpoint quantised by it",
+        "quantization",
+        {"backend": "auto"},
+    ),
+    "awq": MethodEntry(
+        "quantization.awq:AWQ",
+        "4-bit weights by AWQ, 16-bit activations; loads a checkpoint quantised by it",
+        "quantization",
+        {"backend": "auto"},
+    ),
 }
+
+#: Values of ``quantization=`` on any other model.
+SCHEMES: tuple[str, ...] = tuple(name for name, method in METHODS.items() if method.kind == "quantization")
 
 
 def _entry(family: str, method: str) -> ModelEntry:

@@ -18,7 +18,7 @@ from lmms_eval.protocol import ChatMessages
 from loguru import logger
 from tqdm import tqdm
 
-from lmms_eval_stability.model_wrappers.arguments import check_arguments, make_method, read_batch_size
+from lmms_eval_stability.model_wrappers.arguments import check_arguments, make_methods, read_batch_size
 from lmms_eval_stability.model_wrappers.errors import AnswerError, InvalidArgumentError, UnsupportedInputError
 from lmms_eval_stability.model_wrappers.facts import run_facts
 from lmms_eval_stability.model_wrappers.families import Prompt
@@ -65,10 +65,13 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         trust_remote_code: run code from the checkpoint.
         use_safetensors: refuse pickled weights.
         on_error: ``raise`` stops the run, naming the document; ``record`` logs the document as failed.
-        method_args: parameters of the method, by name (``k=3,r=0.5``).
+        quantization: ``int8``, ``nf4``, ``gptq`` or ``awq``, beside a token reduction (``llava_int8`` says it by name).
+        quantize_vision: quantise vision tower and projector too; the output layer always stays in 16 bit.
+        method_args: parameters of the method and of the quantisation, by name (``k=3,r=0.5,threshold=6.0``).
 
     Raises:
         UnknownArgumentError, InvalidArgumentError, WrongFamilyError, CheckpointError: see ``errors``.
+        QuantizationError: see ``quantization.errors``.
     """
 
     is_simple = False
@@ -91,13 +94,16 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
         on_error: str = "raise",
+        quantization: str | None = None,
+        quantize_vision: bool = False,
         **method_args: Any,
     ) -> None:
         super().__init__()
         flags = {"use_cache": use_cache, "trust_remote_code": trust_remote_code, "use_safetensors": use_safetensors}
+        flags["quantize_vision"] = quantize_vision
         check_arguments(self.entry, pretrained, on_error, max_new_tokens, flags)
         self.batch_size_per_gpu = read_batch_size(batch_size, max_batch_size)
-        self.method = make_method(self.entry, method_args, takes=_argument_names())
+        self.method, quantizer = make_methods(self.entry, quantization, method_args, takes=_argument_names())
         self.on_error, self.use_cache, self.max_new_tokens = on_error, use_cache, max_new_tokens
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -117,10 +123,13 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
             trust_remote_code=trust_remote_code,
             use_safetensors=use_safetensors,
             processor={name: value for name, value in pixels.items() if value is not None},
+            quantizer=quantizer,
+            quantize_vision=quantize_vision,
         )
         loaded = load(self.entry, options)
         self._model, self.processor, self.family = loaded.model, loaded.processor, loaded.family
         self.tokenizer, self._device = loaded.tokenizer, loaded.device
+        self.quantization = loaded.quantization
         # Attach once now: parameters that the model cannot take are refused before any document is read.
         with self._accelerated():
             pass

@@ -1,0 +1,106 @@
+"""Checkpoints in the compressed-tensors format (llm-compressor's), W4A16, for both algorithms."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from lmms_eval_stability.model_wrappers.quantization.base import LoadRequest, Plan
+from lmms_eval_stability.model_wrappers.quantization.checkpoints import checkpoint_file
+from lmms_eval_stability.model_wrappers.quantization.errors import BackendError, SchemeMismatchError
+from lmms_eval_stability.model_wrappers.quantization.module_names import (
+    compressed_tensors_matches,
+    respell_all,
+    respelled,
+)
+from lmms_eval_stability.model_wrappers.quantization.packages import require_extra
+
+_EXTRA = "compressed"
+_PACKED = ".weight_packed"
+
+
+def plan_compressed(request: LoadRequest, algorithm: str, backend: str) -> Plan:
+    """Return how a compressed-tensors checkpoint is loaded: dequantised to the model's dtype.
+
+    transformers has no 4-bit kernel for this format and dequantises every layer on the first forward pass, at the
+    latest. Asked to do so while loading, it gives the same weights, goes by the tensors in the file instead of by names
+    in the config, and reads packed zero points, which it otherwise refuses (compressed-tensors 0.19 and 0.20). Answers
+    are those of the quantised weights; memory and time are those of the 16-bit model.
+
+    Raises:
+        MissingPackageError: compressed-tensors is not installed.
+        BackendError: a kernel was asked for; this format has none.
+        SchemeMismatchError: parts of the model are quantised differently.
+    """
+    assert request.stored is not None
+    require_extra(_EXTRA, f"{request.model}: '{request.pretrained}' (compressed-tensors)")
+    if backend != "auto":
+        raise BackendError(
+            f"{request.model}: backend={backend} is a kernel for checkpoints in gptqmodel's format, but"
+            f" '{request.pretrained}' is in the compressed-tensors format, which has none; leave backend out"
+        )
+    weights = _weights(request)
+    config, corrections = _respelled(request)
+    size = weights.get("group_size")
+    groups = f"groups of {size}" if size and size > 0 else "one scale per output"
+    kind = "symmetric" if weights.get("symmetric", True) else "asymmetric"
+    return Plan(
+        config=config,
+        true_name=f"{algorithm} W4A16, {groups}, {kind}",
+        parameters={key: weights.get(key) for key in ("num_bits", "group_size", "symmetric", "strategy", "actorder")},
+        backend="none: dequantised while loading",
+        find_quantized=lambda _: quantized_modules(request),
+        extras=(_EXTRA,),
+        corrections=tuple(corrections),
+    )
+
+
+def quantized_modules(request: LoadRequest) -> set[str]:
+    """Return the modules whose weights are quantised in the checkpoint's files, as this transformers calls them."""
+    stored = (name.removesuffix(_PACKED) for name in _tensor_names(request) if name.endswith(_PACKED))
+    return {respelled(name, request.names.linears, _is_same) for name in stored}
+
+
+def _is_same(entry: str, name: str) -> bool:
+    return entry == name
+
+
+def _tensor_names(request: LoadRequest) -> list[str]:
+    index = checkpoint_file(request.pretrained, "model.safetensors.index.json", request.revision)
+    if index is not None:
+        return list(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
+    whole = checkpoint_file(request.pretrained, "model.safetensors", request.revision)
+    if whole is None:
+        return []
+    with safe_open(whole, "pt") as file:
+        return list(file.keys())
+
+
+def _weights(request: LoadRequest) -> dict[str, Any]:
+    """Return what the checkpoint says of its quantised weights."""
+    assert request.stored is not None
+    groups = [group.get("weights") or {} for group in request.stored.config.get("config_groups", {}).values()]
+    if not groups or any(weights != groups[0] for weights in groups):
+        raise SchemeMismatchError(
+            f"'{request.pretrained}' has {len(groups)} different config_groups; only one scheme for all layers is"
+            " served, because transformers would dequantise all of them by the first"
+        )
+    return groups[0]
+
+
+def _respelled(request: LoadRequest) -> tuple[dict[str, Any], list[str]]:
+    """Return the config to load with. Its names decide nothing here, but are what the model's config keeps."""
+    assert request.stored is not None
+    config = copy.deepcopy(request.stored.config)
+    linears = request.names.linears
+    config["ignore"], changed = respell_all("ignore", config.get("ignore") or [], linears, compressed_tensors_matches)
+    for name, group in config["config_groups"].items():
+        key = f"targets of {name}"
+        group["targets"], more = respell_all(key, group.get("targets") or [], linears, compressed_tensors_matches)
+        changed += more
+    config["dequantize"] = True
+    return config, changed
