@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .confounders import Confounder, confounders, labels, other_subject
+from .cost import Geometry
 from .divergence import Divergence, average, diverge, with_rerun
 from .doubts import doubtful_logs, doubtful_scores, short_log
 from .errors import OptionError, PairingError, RunFormatError
@@ -241,6 +242,7 @@ class _Comparer:
                 continue
             native = _native(self.base, run, pairs)
             row = diverge(pairs, self.base_label, self.labels[i], self.choices.correct_at, native)
+            row = replace(row, cost=table.totals.mean_cost(Geometry.from_facts(run.facts or table.facts)))
             self.rows[i].append(row if floor is None else with_rerun(row, floor))
             self.warnings[i] += [*notes, *short_log(run, table), *doubtful_logs(self.base, base, run, table)]
             self.warnings[i] += doubtful_scores(row, pairs, self.base, run)

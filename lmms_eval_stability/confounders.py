@@ -52,6 +52,7 @@ _SUBJECT = (
     "pretrained",
     "baseline",
     "label",
+    "geometry",
 )
 _OWN = "lmms_eval_stability"
 

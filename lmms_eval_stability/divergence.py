@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields, replace
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Any
 
+from .cost import NO_COST, Cost, mean_cost
+
 if TYPE_CHECKING:
     from .pairing import PairedSamples
 
@@ -53,6 +55,7 @@ class Divergence:
         rerun_n, rerun_dr: the baseline against its own re-run. excess_dr: dr - rerun_dr.
         tasks: number of tasks in this row.
         same_prediction_flips: verdicts that changed although the prediction did not.
+        cost: theoretical cost of the run's prompts, the mean over those whose tokens its log counts; see `cost`.
         accepted: rows by kind of problem that `--accept` let pass; kinds of the re-run's pairing begin with "rerun_".
     """
 
@@ -84,6 +87,7 @@ class Divergence:
     fingerprints_equal: int = 0
     adapter: str = ""
     soft_unit: str = "fraction"
+    cost: Cost = NO_COST
     accepted: dict[str, int] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
@@ -93,6 +97,8 @@ class Divergence:
             value = getattr(self, item.name)
             if isinstance(value, Rate):
                 flat |= {item.name: value.value, f"{item.name}_low": value.low, f"{item.name}_high": value.high}
+            elif isinstance(value, Cost):
+                flat |= value.record()
             else:
                 flat[item.name] = value
         return {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in flat.items()}
@@ -258,6 +264,7 @@ def average(rows: Sequence[Divergence]) -> Divergence:
         same_prediction_flips=sum(row.same_prediction_flips for row in rows),
         fingerprints_compared=sum(row.fingerprints_compared for row in rows),
         fingerprints_equal=sum(row.fingerprints_equal for row in rows),
+        cost=mean_cost([row.cost for row in rows]),
         adapter=rows[0].adapter if len({row.adapter for row in rows}) == 1 else "mixed",
         accepted=accepted,
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from .cost import TokenTotals
 from .errors import RunFormatError
 from .problems import EXAMPLES
 
@@ -57,6 +58,7 @@ class SampleTable:
         n_choices: rows whose answer is the choice that log-likelihoods make, see `answer_of`.
         first_list: number of the first line whose answer is neither a text nor a choice; 0 for none.
         n_measured: rows that carry measurements of their model.
+        totals: sums of the rows' counts of tokens, for the cost of their prompts.
         adapter: name of the rules by which the answers were judged; empty before that.
     """
 
@@ -71,6 +73,7 @@ class SampleTable:
     first_list: int = 0
     n_measured: int = 0
     adapter: str = ""
+    totals: TokenTotals = field(default_factory=TokenTotals)
 
 
 class _Columns:
@@ -85,6 +88,7 @@ class _Columns:
         self.fingerprint: list[str | None] = []
         self.error: list[str | None] = []
         self.facts: dict[str, Any] = {}
+        self.totals = TokenTotals()
         self.n_choices = self.first_list = self.n_measured = 0
         self.metric = ""
         self._logged = adapter.logged_prediction
@@ -121,6 +125,7 @@ class _Columns:
         if type(counts) is list and counts and type(counts[0]) is dict:
             measured = counts[0]
             self.n_measured += bool(measured)
+            self.totals.add(measured)
             fingerprint, error = measured.get("input_fingerprint"), measured.get("error")
             if not self.facts and isinstance(measured.get("run"), dict):
                 self.facts = measured["run"]
@@ -194,6 +199,7 @@ def read_samples(
         columns.n_choices,
         columns.first_list,
         columns.n_measured,
+        totals=columns.totals,
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmms_eval_stability.model_wrappers.geometry import decoder_geometry
 from lmms_eval_stability.model_wrappers.loading import resolve
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def run_facts(wrapper: AcceleratedVLM, options: LoadOptions) -> dict[str, Any]:
         "pretrained": options.pretrained,
         "revision": None if Path(resolve(options.pretrained)).is_dir() else options.revision,
         "commit": getattr(model.config, "_commit_hash", None),
+        "geometry": decoder_geometry(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn_implementation": model.config._attn_implementation,
         "device": _device_name(wrapper.device),

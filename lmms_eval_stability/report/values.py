@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import isnan
 
 from ..comparison import Comparison, RunComparison
+from ..cost import describe
 from ..divergence import AVERAGE, Divergence, Rate
 from ..verdicts import GENERIC
 
@@ -73,6 +74,14 @@ def floor_lines(run: RunComparison, comparison: Comparison) -> list[str]:
     return lines
 
 
+def cost_lines(run: RunComparison) -> list[str]:
+    """What the prompts of each task cost in theory, where the log counts their tokens."""
+    counted = [row for row in run.rows if row.task != AVERAGE and not isnan(row.cost.flops)]
+    several = len(run.rows) > 1
+    costs = [f"{describe(row.cost)}{f' ({row.task})' if several else ''}" for row in counted]
+    return [f"theoretical cost of a prompt: {'; '.join(costs)}"] if costs else []
+
+
 def footnotes(run: RunComparison) -> list[str]:
     """What stands below a table: inputs, confounders, accepted problems, warnings."""
     last = run.rows[-1]
@@ -91,5 +100,6 @@ def footnotes(run: RunComparison) -> list[str]:
     else:
         scores = f"score: {next(iter(metrics))}"
     lines = [f"input fingerprints: {inputs} · confounders: {different}", scores]
+    lines += cost_lines(run)
     lines += [f"accepted: {problem.line()}" for problem in run.accepted]
     return lines + [f"warning: {warning}" for warning in run.warnings]
