@@ -97,13 +97,13 @@ def text(question: str, severity: int | None, layout: str, seed: int, official_q
         return
     from .registered import print_table
 
-    shown = [
-        (row["method"], row["severity"], row["output"] or row["missing"], "" if row["changed"] else "unchanged")
-        if row["missing"] is None
-        else (row["method"], row["severity"], row["missing"], "missing")
-        for row in rows
-    ]
+    shown = []
+    for row in rows:
+        state = "missing" if row["missing"] else "" if row["changed"] else "unchanged"
+        shown.append((row["method"], row["severity"], row["output"] or "", state))
     print_table(("perturbation", "severity", "question", ""), shown)
+    if any(row["missing"] for row in rows):
+        click.echo("What the missing ones need is said by `lmms-eval-stability perturb resources`.")
 
 
 @perturb.command(epilog="\b\nExample:\n  lmms-eval-stability perturb manifest --task gqa_image_perturbed -o m.jsonl\n")
@@ -152,28 +152,48 @@ def materialise(name: str, output: Path, limit: int | None, include_path: str | 
     click.echo(f"{output}: the images of {count} samples; use them with {FOLDER_VARIABLE}={output}")
 
 
+@perturb.command(
+    epilog="\b\nExample:\n  lmms-eval-stability perturb precompute --task gqa_text_perturbed_87 -o table.jsonl\n"
+)
+@_TASK
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="JSONL", help="File to write.")
+@_LIMIT
+@_INCLUDE
+def precompute(name: str, output: Path, limit: int | None, include_path: str | None) -> None:
+    """Write the outputs of the neural text methods for the samples of a task that draw them.
+
+    Runs read the table when LMMS_EVAL_STABILITY_TEXT_PRECOMPUTED names it, so that they need no model and all machines
+    show the same questions. An interrupted call is repeated; what the file has is not computed again.
+    """
+    from lmms_eval_stability.tasks.perturbations.text import precompute as write_table
+    from lmms_eval_stability.tasks.perturbations.walk import load_perturbed_task, neural_inputs
+
+    with _user_errors(), _writing(output):
+        task = load_perturbed_task(name, include_path)
+        written = 0
+        for method, texts in neural_inputs(task, limit=limit).items():
+            quirks = task.plan.official_quirks
+            written += write_table(texts, output, methods=[method], official_quirks=quirks)
+    click.echo(f"{output}: {written} rows added; use it with LMMS_EVAL_STABILITY_TEXT_PRECOMPUTED={output}")
+
+
 @perturb.command(epilog="\b\nExample:\n  lmms-eval-stability perturb resources\n")
 def resources() -> None:
     """Say which text levels can be made here, and what the others need."""
-    from lmms_eval_stability.tasks.perturbations.entries import MissingResourceError
-    from lmms_eval_stability.tasks.perturbations.text import METHODS, available_levels, perturb_text
+    from lmms_eval_stability.tasks.perturbations.text import METHODS, missing_resources
 
     from .registered import print_table
 
-    available = set(available_levels())
+    with _user_errors():
+        missing = missing_resources()
     rows = []
     for name, entry in METHODS.items():
-        here = sum(level in available for level in entry.levels)
-        reason = "nothing" if not entry.needs else ", ".join(entry.needs)
-        if here < entry.severities:
-            try:
-                perturb_text("Is the small dog on the left?", name, entry.severities, seed=0)
-            except MissingResourceError as error:
-                reason = str(error)
-        rows.append((name, f"{here} of {entry.severities}", reason))
-    print_table(("perturbation", "levels here", "needs"), rows)
+        reason = missing.get(name) or ", ".join(entry.needs) or "nothing"
+        rows.append((name, entry.severities, "missing" if name in missing else "there", reason))
+    print_table(("perturbation", "levels", "", "needs"), rows)
     total = sum(entry.severities for entry in METHODS.values())
-    click.echo(f"{len(available)} of {total} levels can be made here")
+    here = total - sum(METHODS[name].severities for name in missing)
+    click.echo(f"{here} of {total} levels can be made here")
 
 
 def _samples(

@@ -192,14 +192,17 @@ class PerturbationPlan:
 
         record = self.planned(key)
         level = Level(record.method, record.severity)
-        parts = _IMAGE_PLACEHOLDER.split(text)
-        for index in range(0, len(parts), 2):  # the others are placeholders
-            if index == 0 or parts[index].strip():
-                seed = seed_of(key, level, index)
-                parts[index] = perturb_text(
-                    parts[index], level.method, level.severity, seed=seed, official_quirks=self.official_quirks
+        output = ""
+        for index, (literal, part) in enumerate(question_parts(text)):
+            if part is not None:
+                part = perturb_text(
+                    part,
+                    level.method,
+                    level.severity,
+                    seed=seed_of(key, level, index),
+                    official_quirks=self.official_quirks,
                 )
-        output = "".join(parts)
+            output += literal + (part or "")
         sha = hashlib.sha256(output.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         return output, dataclasses.replace(record, changed=output != text, output_sha=sha)
 
@@ -229,6 +232,21 @@ class PerturbationPlan:
             output = perturb_image(image, level.method, level.severity, seed=seed, official_quirks=quirks)
             cache.write(file, output)
         return output
+
+
+def question_parts(text: str) -> list[tuple[str, str | None]]:
+    """Return a question as pairs (what stays, what is perturbed); joined, they are the question.
+
+    Placeholders of images stay, and so does white space around them. Without placeholders all of it is perturbed.
+    """
+    pieces = _IMAGE_PLACEHOLDER.split(text)  # every second one is a placeholder
+    pairs: list[tuple[str, str | None]] = (
+        [("", pieces[0])] if len(pieces) == 1 or pieces[0].strip() else [(pieces[0], None)]
+    )
+    for placeholder, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+        words = piece.lstrip()
+        pairs.append((placeholder + piece[: len(piece) - len(words)], words or None))
+    return pairs
 
 
 def readable_image(image: Any, where: str) -> Image.Image:

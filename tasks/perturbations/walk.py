@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lmms_eval_stability.tasks.perturbations.plan import PerturbationConfigError, PerturbationRecord
+from lmms_eval_stability.tasks.perturbations.plan import PerturbationConfigError, PerturbationRecord, question_parts
+from lmms_eval_stability.tasks.perturbations.sets import methods
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,21 @@ def walk_one(task: Any, docs: Any, doc_id: int, *, apply: bool) -> WalkedSample:
         task.doc_to_messages(doc)
     key, record = task.sample_record(doc)
     return WalkedSample(doc_id, key.sample, record)
+
+
+def neural_inputs(task: Any, *, limit: int | None = None) -> dict[str, list[str]]:
+    """Return what a table of precomputed outputs must hold for a task: method -> the texts that it is applied to.
+
+    Raises:
+        PerturbationConfigError: the task perturbs images.
+    """
+    if task.plan.modality != "text":
+        raise PerturbationConfigError(f"task {task.config.task} perturbs images; a table is for questions")
+    docs = task.eval_docs_no_media
+    texts: dict[str, list[str]] = {}
+    for doc_id in range(len(docs) if limit is None else min(limit, len(docs))):
+        _, record = task.sample_record(docs[doc_id])
+        if "model" in methods("text")[record.method].needs:
+            question = docs[doc_id][task.plan.question_field]
+            texts.setdefault(record.method, []).extend(part for _, part in question_parts(question) if part is not None)
+    return texts
