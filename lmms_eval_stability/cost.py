@@ -107,10 +107,11 @@ def describe(cost: Cost) -> str:
 
 def _si(value: float) -> str:
     """A number with three digits and the prefix of its unit: 4.53 T."""
-    return next(f"{value / unit:.3g} {prefix}" for prefix, unit in _PREFIXES if value >= unit or unit == 1)
+    prefix, unit = next(pair for pair in _PREFIXES if value >= pair[1] or pair[1] == 1)
+    return f"{value / unit:.3g} {prefix}"
 
 
-_PREFIXES = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("", 1))
+_PREFIXES = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1))
 
 
 def mean_cost(costs: Sequence[Cost]) -> Cost:

@@ -163,7 +163,9 @@ def test_facts_that_are_no_geometry(wrong: dict[str, Any]) -> None:
 def test_the_sentence() -> None:
     cost = prefill_cost(LLAVA_7B, [0, 3], [576, 288], 60)
     assert describe(cost) == "prefill 2.47 TFLOPs (×0.584 of unpruned), KV cache 188 MiB (×0.590)"
-    assert describe(Cost(5e4, 2**20, 1e5, 2**20)).startswith("prefill 0.05 MFLOPs (×0.500")
+    assert describe(Cost(5e4, 2**20, 1e5, 2**20)).startswith("prefill 50 kFLOPs (×0.500")
+    assert describe(Cost(2e15, 2**20, 2e15, 2**20)).startswith("prefill 2 PFLOPs (×1.000")
+    assert describe(Cost(0, 0, 0, 0)).startswith("prefill 0 FLOPs (×nan")
 
 
 def logged(answers: str, stages: list[int], tokens: list[int], geometry: dict[str, int] | None) -> list[dict[str, Any]]:
