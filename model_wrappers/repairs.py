@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from lmms_eval_stability.model_wrappers.errors import UnsupportedInputError
 from lmms_eval_stability.model_wrappers.measurements import Measurements
 from lmms_eval_stability.model_wrappers.scoring import Likelihood
 
@@ -43,13 +44,17 @@ def _scoring_chat(simple: Callable[..., Any], original: Callable[..., Any]) -> C
     def construct_requests(self: Any, doc_id: int, ctx: str, **kwargs: Any) -> Any:
         if self.OUTPUT_TYPE not in _SCORED:
             return original(self, doc_id, ctx, **kwargs)
+        if "acc_mutual_info" in self._metric_fn_list:
+            raise UnsupportedInputError(
+                f"task {self.config.task} asks for acc_mutual_info, where lmms-eval takes its models' losses for"
+                " log-probabilities, so that the worst choice counts; take it out of the task's metric_list"
+            )
         built = simple(self, doc_id, ctx, **kwargs)
         if self.multiple_input:  # the choices are the contexts, which chat turns made of the document would not hold
             return built
         for request in built if isinstance(built, list) else [built]:
-            if len(request.arguments) == 6:  # those of acc_mutual_info hold no document
-                context, answer, _, *where = request.arguments
-                request.arguments = (context, answer, self.doc_to_messages, *where)
+            context, answer, _, *where = request.arguments
+            request.arguments = (context, answer, self.doc_to_messages, *where)
         return built
 
     return construct_requests

@@ -84,17 +84,11 @@ class Candidate(Request):
         Raises:
             UnsupportedInputError: the request is another one.
         """
-        if len(instance.args) == 2:
-            raise UnsupportedInputError(
-                f"task {instance.task_name} scores answers without their question, for acc_mutual_info; lmms-eval takes"
-                " the losses of its models for log-probabilities there and would count the worst choice. Take"
-                " acc_mutual_info out of the task's metric_list"
-            )
         try:
             context, answer, show, doc_id, task, split = instance.args
         except ValueError:
             raise UnsupportedInputError(
-                f"task {instance.task_name} sends log-likelihood requests with {len(instance.args)} arguments; known"
+                f"task {instance.task_name} sends log-likelihood requests with {len(instance.args)} arguments; answered"
                 " are those with context, answer, media, document, task and split"
             ) from None
         return cls(index, context, doc_id, task, split, show, answer)

@@ -200,7 +200,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         of them; ``is_greedy`` says whether greedy decoding would give these tokens. Errors: as ``generate_until``.
 
         Raises:
-            UnsupportedInputError: a request for the score of an answer without its question (``acc_mutual_info``).
+            UnsupportedInputError: a request without a document (lmms-eval's chat tasks send none).
         """
         with self._ending_the_launch():
             candidates = [Candidate.read(index, request) for index, request in enumerate(requests)]

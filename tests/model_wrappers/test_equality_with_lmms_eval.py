@@ -19,6 +19,7 @@ from tests.model_wrappers.documents import (
     jpeg,
     simple_requests,
 )
+from tests.model_wrappers.test_scoring import score_requests, scores
 
 PIXELS = {"min_pixels": 3136, "max_pixels": 12544}
 GENERATION = {"max_new_tokens": 6}
@@ -149,3 +150,42 @@ def test_default_answer_length_is_lmms_evals(
     with pytest.raises(RuntimeError, match="document 0"):
         answers(model, documents(1), chat_requests, {})
     assert seen == [expected]
+
+
+#: What the tiny LLaVA's template makes of one image and one question, with nothing behind an answer.
+_AS_OURS = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ASSISTANT:' }}"
+    "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
+)
+
+
+class PromptWithImages:
+    """llava_hf's processor, given the images also where llava_hf counts the tokens of the prompt alone.
+
+    It counts without them, which transformers 5 refuses and older releases answered with too small a number.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._images: Any = None
+
+    def __call__(self, *, images: Any = None, **kwargs: Any) -> Any:
+        self._images = images or self._images
+        return self._processor(images=self._images, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_losses_equal_llava_hfs(dtype: str, tiny_folder: TinyFolder) -> None:
+    docs = [doc for doc in documents(16) if len(doc["images"]) == 1 and "<image>" not in doc["question"]]
+    assert len(docs) >= 8
+    theirs = get_model("llava_hf")(
+        pretrained=tiny_folder("llava"), device="cpu", device_map="cpu", dtype=dtype, chat_template=_AS_OURS
+    )
+    theirs._image_processor = PromptWithImages(theirs._image_processor)
+    ours = LlavaBaseline(pretrained=tiny_folder("llava"), device="cpu", dtype=dtype)
+    give_documents(theirs, docs)
+    expected = theirs.loglikelihood(score_requests(docs, show=lambda doc: doc["images"]))
+    got = scores(ours, docs)
+    assert [result.loss for result in got] == pytest.approx([loss for loss, _ in expected], rel=1e-5)
+    assert {result.token_counts.answer_tokens for result in got} != {1}  # so a mean is not a sum
+    assert len({loss for loss, _ in expected}) == len(expected)
