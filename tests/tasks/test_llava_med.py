@@ -202,6 +202,13 @@ def test_a_failed_request_is_counted_and_named(data: Path, monkeypatch: pytest.M
     assert result["llava_med_record"]["error"] == "request failed: TimeoutError: no answer from the judge"
 
 
+def test_without_a_judge_answers_are_logged_as_unjudged(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_TYPE", "dummy")
+    result = process_results(docs_of(data)[0], ["x"])
+    assert set(result) == {"llava_med_unjudged", "llava_med_record"}
+    assert (result["llava_med_unjudged"], result["llava_med_record"]["judge"]) == (1, "dummy")
+
+
 @pytest.mark.parametrize(
     ("provider", "message"),
     [

@@ -9,14 +9,19 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pillow
 
 FEATURES = Features({"image": Image(), "question": Value("string"), "answer": Value("string")})
+# Worded like the questions that the demo model knows, so that it gets some right.
 TRAIN = (
-    ("is there a circle?", "yes"),
-    ("what color is the square?", "red"),
-    ("is there a star? ", "No"),
+    ("Is there a red circle?", "yes"),
+    ("What color is the square?", "red, green or blue"),
+    ("Is there a green star? ", "No"),
     ("where is the lesion?", "right upper lobe"),
-    ("are there two triangles?", "no"),
+    ("Is there a blue cross?", "no"),
 )
-TEST = (("which side is it on, left or right?", "Left"), ("is this a CT?", "yes"), ("what is seen?", "a blue square"))
+TEST = (
+    ("What color is the object, left or right?", "Left"),
+    ("Is there a yellow triangle?", "yes"),
+    ("How many objects are there?", "four (4) squares"),
+)
 
 
 def picture(seed: int) -> Pillow.Image:
