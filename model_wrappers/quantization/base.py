@@ -62,6 +62,7 @@ class Plan:
         find_quantized: returns the names of a loaded model's quantised linear layers.
         extras: extras of this package whose packages take part.
         corrections: what was changed in the checkpoint's own config, one line each.
+        finish: called with the loaded model before it is used.
     """
 
     config: Any
@@ -71,6 +72,7 @@ class Plan:
     find_quantized: Callable[[nn.Module], set[str]]
     extras: tuple[str, ...]
     corrections: tuple[str, ...] = ()
+    finish: Callable[[nn.Module], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def modules_of(*types: type[nn.Module]) -> Callable[[nn.Module], set[str]]:
 
 
 def record(plan: Plan, quantizer: Quantizer, request: LoadRequest, model: nn.Module) -> QuantizationRecord:
-    """Check where a loaded model is quantised, and return what the run's facts say about it.
+    """Check where a loaded model is quantised, finish it, and return what the run's facts say about it.
 
     Raises:
         QuantizedModulesError: no layer of the language model is quantised, or one outside it is that should not be
@@ -188,6 +190,8 @@ def record(plan: Plan, quantizer: Quantizer, request: LoadRequest, model: nn.Mod
             f"{request.model}: the output layer ({names.head}) of '{request.pretrained}' is quantised; it must stay in"
             " 16 bit. Use a checkpoint whose output layer is not quantised"
         )
+    if plan.finish is not None:
+        plan.finish(model)
     stored = request.stored
     return QuantizationRecord(
         scheme=quantizer.scheme,

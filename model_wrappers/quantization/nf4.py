@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from lmms_eval_stability.model_wrappers.quantization import bitsandbytes_config as bnb
@@ -58,4 +59,15 @@ class NF4(Quantizer):
             find_quantized=modules_of(Linear4bit),
             extras=(bnb.EXTRA,),
             corrections=corrections,
+            finish=_same_arithmetic_on_every_cpu,
         )
+
+
+def _same_arithmetic_on_every_cpu(model: nn.Module) -> None:
+    """Keep bitsandbytes from its kernel for CPUs with AVX512-BF16, which rounds activations and scales to bfloat16.
+
+    It does so in float16 and float32 models too (relative error of a layer 3e-3): answers would depend on the CPU.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -1,7 +1,7 @@
 """Hand-made quantised checkpoints of the tiny models: round-to-nearest weights in each published layout.
 
-Each comes with its twin: the same model in float16 with the weights that the quantised ones stand for. Packing is written
-out here, from the layouts as published, so that the tests do not take the libraries' word for it.
+Each comes with its twin: the same model in float16 with the weights that the quantised ones stand for. Packing is
+written out here, from the layouts as published, so that the tests do not take the libraries' word for it.
 """
 
 from __future__ import annotations
