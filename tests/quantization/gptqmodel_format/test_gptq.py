@@ -1,0 +1,141 @@
+"""GPTQ checkpoints in gptqmodel's format (needs gptqmodel and optimum: scripts/install_quantization.sh)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lmms_eval_stability.model_wrappers.errors import CheckpointError
+from lmms_eval_stability.model_wrappers.quantization.errors import BackendError, QuantizedModulesError
+from tests.quantization.checkpoints import Recipe, parts_outside_decoder
+from tests.quantization.running import (
+    DECODER_LINEARS,
+    answers,
+    logits,
+    make,
+    relative_error,
+    twin_of,
+    worst_layer,
+)
+from tests.tiny_models import KINDS
+
+Folders = Callable[[str, str], tuple[Path, Path]]
+MakeCheckpoint = Callable[[Recipe, str], tuple[Path, Path]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_equals_its_dequantised_twin(kind: str, quantized: Folders) -> None:
+    folder, twin = quantized("gptq", kind)
+    model, dense = make(kind, "gptq", folder, batch_size=2), make(kind, "baseline", twin)
+    assert model.model.dtype == torch.float16
+    assert worst_layer(model, twin_of(dense)) < 2e-3
+    # Through all layers the difference grows as any rounding does: it stays below what float16 alone costs the twin.
+    rounding = relative_error(logits(dense), logits(make(kind, "baseline", twin, dtype="float32")))
+    assert relative_error(logits(model), logits(dense)) < rounding
+    assert any(answers(model))
+    facts = json.loads(json.dumps(model._facts))["quantization"]
+    assert facts["true_name"] == "GPTQ W4A16, groups of 32, symmetric"
+    assert facts["parameters"] == {"bits": 4, "group_size": 32, "sym": True, "desc_act": False}
+    assert (facts["format"], facts["backend"]) == ("gptqmodel", "gptqmodel TorchFusedQuantLinear")
+    assert facts["quantized_linears"] == DECODER_LINEARS
+    assert set(facts["not_quantized"]) == {*parts_outside_decoder(kind), "lm_head"}
+    assert facts["versions"].keys() == {"gptqmodel", "optimum"}
+    assert type(model.model.lm_head) is nn.Linear
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_base_dtype_is_the_one_asked_for(dtype: str, quantized: Folders) -> None:
+    model = make("qwen2_5_vl", "gptq", quantized("gptq", "qwen2_5_vl")[0], dtype=dtype)
+    assert model._facts["quantization"]["dtype"] == dtype
+    assert any(answers(model, count=1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "block"),
+    [
+        ("llava", "language_model.model.layers"),
+        ("llava_next", "language_model.model.layers"),
+        ("qwen2_vl", "model.layers"),
+    ],
+)
+def test_the_block_as_published_is_read_as_it_was_meant(
+    kind: str, block: str, make_checkpoint: MakeCheckpoint, quantized: Folders, logged: list[str]
+) -> None:
+    folder, _ = make_checkpoint(Recipe("gptq", {"block_name_to_quantize": block}), kind)
+    model = make(kind, "gptq", folder)
+    assert torch.equal(logits(model), logits(make(kind, "gptq", quantized("gptq", kind)[0])))
+    line = f"block_name_to_quantize: {block} -> model.language_model.layers"
+    assert model.quantization.corrections == (line,)
+    assert any(line in text for text in logged)
+
+
+def test_transformers_alone_loads_random_weights_for_that_block(make_checkpoint: MakeCheckpoint) -> None:
+    """The reason for the test above; when this one fails, the correction may go."""
+    from transformers import AutoModelForImageTextToText
+
+    folder, _ = make_checkpoint(Recipe("gptq", {"block_name_to_quantize": "language_model.model.layers"}), "llava")
+    _, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert len(report["missing_keys"]) == DECODER_LINEARS
+
+
+def test_no_block_at_all_means_the_decoder(make_checkpoint: MakeCheckpoint) -> None:
+    folder, _ = make_checkpoint(Recipe("gptq", {"block_name_to_quantize": None}), "qwen2_vl")
+    assert make("qwen2_vl", "gptq", folder).quantization.quantized_linears == DECODER_LINEARS
+
+
+def test_a_block_that_does_not_exist_is_refused(make_checkpoint: MakeCheckpoint) -> None:
+    folder, _ = make_checkpoint(Recipe("gptq", {"block_name_to_quantize": "transformer.h"}), "llava")
+    with pytest.raises(CheckpointError, match=r"56 missing \(.*quantised for other modules than its config\.json says"):
+        make("llava", "gptq", folder)
+
+
+def test_a_layer_that_the_checkpoint_does_not_quantise_is_refused(make_checkpoint: MakeCheckpoint) -> None:
+    folder, _ = make_checkpoint(Recipe("gptq", only=lambda name: "layers.3.mlp.up_proj" not in name), "llava")
+    with pytest.raises(CheckpointError, match=r"missing \(.*layers\.3\.mlp\.up_proj\.(g_idx|qweight|qzeros)"):
+        make("llava", "gptq", folder)
+
+
+def test_modules_left_out_by_the_config_stay_in_16_bit(make_checkpoint: MakeCheckpoint) -> None:
+    attention = [["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], ["self_attn.o_proj"]]
+    recipe = Recipe("gptq", {"modules_in_block_to_quantize": attention}, only=lambda name: "self_attn" in name)
+    folder, _ = make_checkpoint(recipe, "llava")
+    quantization = make("llava", "gptq", folder).quantization
+    assert quantization.quantized_linears == 32
+    assert quantization.not_quantized["model.language_model.layers.0.mlp.up_proj"] == 1
+
+
+def test_a_quantised_vision_tower_is_refused(make_checkpoint: MakeCheckpoint, quantized: Folders) -> None:
+    folder, _ = make_checkpoint(Recipe("gptq", quantize_vision=True), "llava")
+    with pytest.raises(CheckpointError, match=r"missing \(model\.(multi_modal_projector|vision_tower)"):
+        make("llava", "gptq", folder)
+    with pytest.raises(QuantizedModulesError, match="has no quantised linear layer in its vision tower"):
+        make("llava", "gptq", quantized("gptq", "llava")[0], quantize_vision=True)
+
+
+@pytest.mark.parametrize("backend", ["marlin", "exllama_v2", "no_such_kernel"])
+def test_a_kernel_that_does_not_run_here_is_refused(backend: str, quantized: Folders) -> None:
+    with pytest.raises(BackendError, match=rf"backend={backend} cannot run .* on cpu: .*backend=torch"):
+        make("llava", "gptq", quantized("gptq", "llava")[0], backend=backend)
+
+
+def test_the_kernel_can_be_chosen(quantized: Folders) -> None:
+    folder, twin = quantized("gptq", "llava")
+    model = make("llava", "gptq", folder, backend="torch")
+    assert model.quantization.backend == "gptqmodel TorchQuantLinear"
+    assert {type(module).__name__ for module in model.model.modules() if "QuantLinear" in type(module).__name__} == {
+        "TorchQuantLinear"
+    }
+    assert worst_layer(model, twin_of(make("llava", "baseline", twin))) < 2e-3
+
+
+def test_together_with_token_reduction(quantized: Folders) -> None:
+    folder, _ = quantized("gptq", "llava")
+    model = make("llava", "pyramiddrop", folder, quantization="gptq", batch_size=2)
+    assert model._facts["method"] == "pyramiddrop"
+    assert model.quantization.quantized_linears == DECODER_LINEARS
+    assert any(answers(model))
