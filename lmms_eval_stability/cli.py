@@ -27,6 +27,9 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("lmms_eval_stability.commands.demo:demo", "Run the demo study on the model that is shipped."),
     "models": Command("lmms_eval_stability.commands.registered:models", "List the models added to lmms-eval."),
     "perturb": Command("lmms_eval_stability.commands.perturb:perturb", "Show, list or store perturbed inputs."),
+    "show-tokens": Command(
+        "lmms_eval_stability.commands.show_tokens:show_tokens", "Draw which visual tokens each method keeps."
+    ),
     "tasks": Command("lmms_eval_stability.commands.registered:tasks", "List the tasks added to lmms-eval."),
 }
 
