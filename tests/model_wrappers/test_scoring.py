@@ -131,6 +131,7 @@ def test_batches_score_what_single_rows_score_in_any_order(kind: str, name: str,
         for field in ("input_tokens", "answer_tokens", "input_fingerprint", "visual_tokens", "visual_token_layers"):
             assert getattr(one, field) == getattr(other, field), field
     assert len({round(result.loss, 3) for result in alone}) > 20  # the model looks at document and answer
+    assert len({result.token_counts.input_fingerprint for result in alone}) == len(alone)  # so do fingerprints
 
 
 @contextmanager
