@@ -25,6 +25,8 @@ class Measurements(TokenCounts):
         input_fingerprint: 32 hex digits over the prompt text and the pixels of its images (see ``fingerprint``).
         visual_tokens: visual tokens at the input of the layers in ``visual_token_layers``; the first is the prompt's.
         visual_token_layers: decoder layers, the first is 0.
+        diagnostics: what the method has to say of each image, by name: one number per image of the prompt, None for an
+            image that it left as it was.
         prefill_ms: milliseconds up to the first token's logits, vision tower included; in a batch, the batch's time
             divided by its rows.
         decode_ms: milliseconds of the remaining steps, divided in the same way.
@@ -40,6 +42,7 @@ class Measurements(TokenCounts):
     input_fingerprint: str | None = None
     visual_tokens: list[int] | None = None
     visual_token_layers: list[int] | None = None
+    diagnostics: dict[str, list[float | None]] | None = None
     prefill_ms: float | None = None
     decode_ms: float | None = None
     first_token_logprobs: list[list[Any]] | None = None

@@ -304,6 +304,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
                 input_fingerprint=fingerprint(prompt),
                 visual_tokens=list(row.visual_tokens),
                 visual_token_layers=list(row.layers),
+                diagnostics={name: list(numbers) for name, numbers in row.diagnostics.items()} or None,
             )
             for prompt, row, length in zip(shown, tokens, lengths, strict=True)
         ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from lmms_eval_stability.model_wrappers import models
 from lmms_eval_stability.model_wrappers.token_reduction import FastV, LoFi, Random, RowTokens
 from lmms_eval_stability.model_wrappers.token_reduction.before_llm import Compressed
 from lmms_eval_stability.model_wrappers.token_reduction.lofi import inverse_participation_ratio, leverage
 from lmms_eval_stability.model_wrappers.token_reduction.vision import ImageView
+from tests.model_wrappers.documents import documents
+from tests.model_wrappers.test_wrapper import run
 from tests.model_wrappers.token_reduction.conftest import QUESTION, Tiny
 from tests.model_wrappers.token_reduction.test_batches import RAGGED
 
@@ -116,3 +121,19 @@ def test_other_methods_have_none_and_numbers_do_not_make_rows_differ(llava: Tiny
             llava.logits(llava.one())
         assert session.rows[0].diagnostics == {}
     assert RowTokens((0,), (5,), {"a": (1.0,)}) == RowTokens((0,), (5,), {"a": (1.5,)})
+
+
+def test_they_are_logged_with_every_answer(tiny_folder: Callable[[str], str]):
+    docs = documents(14)  # with one image, two, or none
+    model = models.LlavaLofi(pretrained=tiny_folder("llava"), device="cpu", rank=4, batch_size=4)
+    for document, result in zip(docs, run(model, docs), strict=True):
+        logged = json.loads(json.dumps(result.token_counts.to_dict()))
+        if not document["images"]:
+            assert "diagnostics" not in logged
+            continue
+        assert list(logged["diagnostics"]) == ["ipr_full", "ipr_kept"]
+        for numbers in logged["diagnostics"].values():
+            assert len(numbers) == len(document["images"])
+            assert all(1 / 16 <= number <= 1 for number in numbers)
+    baseline = models.LlavaBaseline(pretrained=tiny_folder("llava"), device="cpu")
+    assert all("diagnostics" not in result.token_counts.to_dict() for result in run(baseline, docs[:3]))
