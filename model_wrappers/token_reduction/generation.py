@@ -39,6 +39,8 @@ def patch_generate(model: Any, session: Session, stack: ExitStack) -> None:
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
         if input_ids is None:
             raise UnsupportedCallError("token reduction needs input_ids to find the visual tokens, not inputs_embeds")
+        if kwargs.get("pixel_values_videos") is not None:  # encoded before the first pass, which then does not see it
+            raise UnsupportedCallError("token reduction does not support video: only tokens of images are dropped")
         pin = session.pin_query(_last_columns(input_ids, kwargs.get("attention_mask")))
         with nullcontext() if session.pinned else pin:
             return original(inputs, generation_config, *args, **kwargs)

@@ -29,6 +29,8 @@ def _refuse_call(given: dict[str, Any]) -> None:
     """Refuse arguments of the backbone under which tokens would be dropped wrongly."""
     if given.get("input_ids") is None:
         raise UnsupportedCallError("token reduction needs input_ids to find the visual tokens, not inputs_embeds")
+    if given.get("pixel_values_videos") is not None:
+        raise UnsupportedCallError("token reduction does not support video: only tokens of images are dropped")
     mask, cache = given.get("attention_mask"), given.get("past_key_values")
     if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
         raise UnsupportedCallError("token reduction supports 2D attention masks (batch, length) only")
