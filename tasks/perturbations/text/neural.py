@@ -113,7 +113,7 @@ def _load(repository: str, folder: Path | None, device: str) -> tuple[Any, Any]:
             f"{repository} cannot be loaded: {error}. Its tokenizer needs `pip install 'lmms-eval-stability[neural]'`"
         ) from error
     except (OSError, ValueError) as error:
-        raise MissingResourceError(f"{repository} cannot be loaded: {error}. {_get(repository, folder)}") from error
+        raise MissingResourceError(f"{repository} cannot be loaded: {error}. {_get([repository], folder)}") from error
     return tokenizer, model.eval().to(device)
 
 
@@ -138,16 +138,18 @@ def why_missing(method: str, resources: Resources) -> str | None:
     absent = [repository for repository in models if local_copy(repository, resources.models) is None]
     if not absent:
         return None
-    commands = "; ".join(_get(repository, resources.models) for repository in absent)
     return (
-        f"{method} needs the model {' and '.join(absent)}, which is not on this machine. {commands}. Or give a table of"
-        " precomputed outputs with LMMS_EVAL_STABILITY_TEXT_PRECOMPUTED=FILE"
+        f"{method} needs {' and '.join(absent)}, not found on this machine. {_get(absent, resources.models)}. Or give"
+        " a table of precomputed outputs with LMMS_EVAL_STABILITY_TEXT_PRECOMPUTED=FILE"
     )
 
 
-def _get(repository: str, folder: Path | None) -> str:
-    where = "" if folder is None else f" --local-dir {folder / repository}"
-    return f"Get it with `hf download {repository}{where}` and `pip install 'lmms-eval-stability[neural]'`"
+def _get(repositories: Sequence[str], folder: Path | None) -> str:
+    commands = [
+        f"`hf download {repository}{'' if folder is None else f' --local-dir {folder / repository}'}`"
+        for repository in repositories
+    ]
+    return f"Get it with {' and '.join(commands)}, and its tokenizer with `pip install 'lmms-eval-stability[neural]'`"
 
 
 # --- outputs made beforehand -------------------------------------------------------------------------------------

@@ -85,18 +85,20 @@ def random_word_swap(text: str, setting: Setting) -> str:
     """Swap two random words, ``int(rate * words)`` times.
 
     The official code draws the two words with replacement, looks them up by their text and so undoes about half of its
-    swaps. Here the two places are different.
+    swaps. Here all swapped places are different, so that none is undone.
     """
     text = single_spaced(text, setting)
     words = whitespace_words(text)
     order = [word.text for word in words]
-    for _ in range(int(len(words) * setting.rate)):
-        if setting.official_quirks:
+    swaps = int(len(words) * setting.rate)
+    if setting.official_quirks:
+        for _ in range(swaps):
             first, second = setting.rng.choice(order), setting.rng.choice(order)
             order[order.index(first)] = second
             order[order.index(second)] = first
-        elif len(words) > 1:
-            i, j = setting.rng.sample(range(len(words)), 2)
+    else:
+        places = setting.rng.sample(range(len(words)), 2 * swaps)
+        for i, j in zip(places[::2], places[1::2], strict=True):
             order[i], order[j] = order[j], order[i]
     return apply(text, [replace(word, new) for word, new in zip(words, order, strict=True)])
 

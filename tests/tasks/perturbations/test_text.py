@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
+import re
 import string
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -454,3 +457,36 @@ def test_levels_that_need_nothing_are_available_and_the_others_raise(
             if level not in available:
                 with pytest.raises(MissingResourceError, match=method.name):
                     perturb_text(QUESTION, method.name, level.severity, seed=0, resources=resources)
+
+
+# --- the page ----------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_page_has_every_method_and_its_share_of_unchanged_questions() -> None:
+    page = (ROOT / "docs" / "perturbations" / "text.md").read_text(encoding="utf-8")
+    table = pyarrow.parquet.read_table(ROOT / "tasks" / "shapes_vqa" / "shapes_vqa.parquet", columns=["question"])
+    questions = table.column("question").to_pylist()[:500]
+
+    def unchanged(method: str, severity: int) -> float:
+        same = sum(perturbed(question, method, severity, seed=i) == question for i, question in enumerate(questions))
+        return 100 * same / len(questions)
+
+    for method in METHODS.values():
+        row = re.search(
+            rf"^\| `{method.name}` \| {method.paper_name} \| {method.group} \| {method.severities} \|.*\| (.*) \|$",
+            page,
+            flags=re.MULTILINE,
+        )
+        assert row, method.name
+        if set(method.needs) <= {"tagger"}:
+            stated = [float(share) for share in row[1].split(" / ")]
+            severities = (1, 5) if method.severities == 5 else (1,)
+            assert stated == pytest.approx([unchanged(method.name, severity) for severity in severities], abs=0.05)
+
+
+def test_the_page_has_every_environment_variable() -> None:
+    page = (ROOT / "docs" / "perturbations" / "text.md").read_text(encoding="utf-8")
+    for field in dataclasses.fields(Resources):
+        assert f"`LMMS_EVAL_STABILITY_TEXT_{field.name.upper()}`" in page
