@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,7 +116,6 @@ def show(
     methods: Sequence[TokenReducer],
     *,
     max_new_tokens: int,
-    on_start: Callable[[TokenReducer | None], None] = lambda _method: None,
 ) -> Iterator[Shown]:
     """Answer a question about an image, first as the model is, then with each method.
 
@@ -126,7 +125,6 @@ def show(
         question: The text of the prompt, as it is.
         methods: What to attach, one after the other.
         max_new_tokens: Length of an answer.
-        on_start: Told what runs next; None for the model as it is.
 
     Raises:
         UnsupportedModelError, InvalidParameterError: a method cannot work on the model; before anything is answered.
@@ -147,10 +145,8 @@ def show(
 
     canvas = make_canvas(model, loaded.processor, family, inputs)
     everything = StageTrace(0, tuple(range(len(canvas.boxes))))
-    on_start(None)
     yield Shown(canvas, Fates.of((everything,)), RowTokens((0,), (everything.tokens,)), answer())
     for method in methods:
-        on_start(method)
         with method.attach(model, family) as session:
             session.tracing = True
             text = answer()
