@@ -36,7 +36,7 @@ def is_stop_word(token: str) -> bool:
 def substitute_words(
     text: str,
     setting: Setting,
-    eligible: Callable[[Sequence[str]], Sequence[bool]],
+    eligible: Eligible,
     candidate: Candidate,
     *,
     rate: float,
