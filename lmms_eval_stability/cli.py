@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "show-tokens": Command(
         "lmms_eval_stability.commands.show_tokens:show_tokens", "Draw which visual tokens each method keeps."
     ),
+    "quantize": Command("lmms_eval_stability.commands.quantize:quantize", "Make a GPTQ or AWQ checkpoint."),
     "tasks": Command("lmms_eval_stability.commands.registered:tasks", "List the tasks added to lmms-eval."),
 }
 
