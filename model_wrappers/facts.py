@@ -23,13 +23,13 @@ _PACKAGES = ("lmms-eval-stability", "lmms-eval", "transformers", "torch", "accel
 
 def run_facts(wrapper: AcceleratedVLM, options: LoadOptions) -> dict[str, Any]:
     """Return what the comparison of two runs needs to know about one of them, ready for JSON."""
-    model, method = wrapper.model, wrapper.method or options.quantizer
+    model, method, quantized = wrapper.model, wrapper.method or options.quantizer, wrapper.quantization
     template = getattr(wrapper.processor, "chat_template", None) or ""
     return {
         "model": wrapper.entry.name,
         "method": wrapper.entry.method,
         "method_args": dataclasses.asdict(method) if method else {},
-        "quantization": wrapper.quantization.to_dict() if wrapper.quantization else None,
+        "quantization": quantized.to_dict() if quantized else None,
         "pretrained": options.pretrained,
         "revision": None if Path(resolve(options.pretrained)).is_dir() else options.revision,
         "commit": getattr(model.config, "_commit_hash", None),
@@ -45,7 +45,7 @@ def run_facts(wrapper: AcceleratedVLM, options: LoadOptions) -> dict[str, Any]:
         "processor": {**wrapper.family.processor_defaults, **options.processor},
         "chat_template_sha": hashlib.sha256(str(template).encode()).hexdigest()[:16],
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **_versions(), **(quantized.versions if quantized else {})},
     }
 
 

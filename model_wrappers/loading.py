@@ -113,6 +113,7 @@ def load(entry: ModelEntry, options: LoadOptions) -> LoadedModel:
     kept = None
     if quantized is not None and options.quantizer is not None:
         request, plan = quantized
+        _require_dtype(options, request, model.dtype)
         kept = record(plan, options.quantizer, request, model)
         logger.info(f"{entry.name}: {kept.true_name}; {kept.quantized_linears} linear layers; {kept.backend}")
     return LoadedModel(model.eval(), processor, family, device, kept)
@@ -181,6 +182,19 @@ def _stated_dtype(options: LoadOptions, config: Any) -> torch.dtype:
             f"the configuration of '{options.pretrained}' states no dtype; write dtype=float16 or dtype=bfloat16"
         )
     return stated
+
+
+def _require_dtype(options: LoadOptions, request: LoadRequest, found: torch.dtype) -> None:
+    """Refuse a dtype that a scheme changed although it was asked for; say so where the checkpoint's own was changed."""
+    if found == request.dtype:
+        return
+    names = str(request.dtype).removeprefix("torch."), str(found).removeprefix("torch.")
+    if options.dtype != "auto":
+        raise InvalidArgumentError(
+            f"{request.model}: dtype={names[0]} was asked for, but transformers runs this scheme in {names[1]} on"
+            f" {request.device.type}; write dtype={names[1]}"
+        )
+    logger.warning(f"{request.model}: transformers runs this scheme in {names[1]}, not in the checkpoint's {names[0]}")
 
 
 def _family(entry: ModelEntry, config: Any, pretrained: str) -> Family:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ _ORIGINAL_LLAVA = ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaMpt
 _OWN_FILES = ("quantize_config.json", "quant_config.json")
 _GPTQ_FORMATS = ("gptq", "gptq_v2")
 _AWQ_FORMATS = ("gemm", "gemv", "gemv_fast", "llm-awq")
+#: What `lmms-eval-stability quantize` writes beside its checkpoints.
+_OWN_RECIPE = "quantization_recipe.json"
 #: llm-compressor's name of each algorithm, as its recipe.yaml has it.
 _MODIFIERS = {"gptq": "GPTQModifier", "awq": "AWQModifier"}
 
@@ -144,6 +147,10 @@ def _compressed(raw: dict[str, Any], pretrained: str, revision: str) -> StoredSc
                 f"'{pretrained}' is a compressed-tensors checkpoint with {weights.get('num_bits', 16)}-bit"
                 f" {weights.get('type', 'int')} weights and {activations}-bit activations; only W4A16 is served"
             )
+    own = checkpoint_file(pretrained, _OWN_RECIPE, revision)
+    if own is not None:
+        method = str(json.loads(own.read_text(encoding="utf-8")).get("method"))
+        return StoredScheme((method,), "compressed-tensors", raw, _OWN_RECIPE)
     recipe = checkpoint_file(pretrained, "recipe.yaml", revision)
     if recipe is None:
         return StoredScheme(tuple(_MODIFIERS), "compressed-tensors", raw, "the model name; there is no recipe.yaml")

@@ -117,6 +117,14 @@ def test_the_algorithm_is_read_from_the_recipe(make_checkpoint: MakeCheckpoint) 
         assert (facts["scheme"], facts["scheme_from"]) == (scheme, "the model name; there is no recipe.yaml")
 
 
+def test_the_algorithm_is_read_from_what_the_quantize_command_writes(make_checkpoint: MakeCheckpoint) -> None:
+    folder, _ = make_checkpoint(Recipe("compressed_gptq", named_recipe=False), "qwen2_vl")
+    (folder / "quantization_recipe.json").write_text('{"method": "gptq", "bits": 4}')
+    assert make("qwen2_vl", "gptq", folder).quantization.scheme_from == "quantization_recipe.json"
+    with pytest.raises(SchemeMismatchError, match=r"already quantised by gptq \(compressed-tensors\)"):
+        make("qwen2_vl", "awq", folder)
+
+
 def test_only_w4a16_in_the_compressed_tensors_format(make_checkpoint: MakeCheckpoint) -> None:
     folder, _ = make_checkpoint(Recipe("compressed_gptq"), "llava")
     config = json.loads((folder / "config.json").read_text())["quantization_config"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lmms_eval_stability.model_wrappers.errors import CheckpointError
+from lmms_eval_stability.model_wrappers.errors import CheckpointError, InvalidArgumentError
 from lmms_eval_stability.model_wrappers.quantization.errors import BackendError
 from tests.quantization.checkpoints import Recipe, parts_outside_decoder
 from tests.quantization.running import (
@@ -56,6 +56,21 @@ def test_in_float32_nothing_is_left_of_the_difference(kind: str, quantized: Fold
     dense = make(kind, "baseline", twin, dtype="float32", batch_size=2)
     assert relative_error(logits(model), logits(dense)) < 1e-4
     assert answers(make(kind, "awq", folder, dtype="float32", batch_size=2)) == answers(dense)
+
+
+def test_a_dtype_that_transformers_changes_is_refused_or_said(
+    quantized: Folders, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    """On CUDA transformers runs AWQ in float16 whatever was asked for; here it is made to run in bfloat16."""
+    from transformers.quantizers.quantizer_awq import AwqQuantizer
+
+    monkeypatch.setattr(AwqQuantizer, "update_dtype", lambda self, dtype: torch.bfloat16)
+    folder, _ = quantized("awq", "llava")
+    with pytest.raises(InvalidArgumentError, match=r"dtype=float16 was asked for, but .* in bfloat16 on cpu"):
+        make("llava", "awq", folder, dtype="float16")
+    model = make("llava", "awq", folder)
+    assert model._facts["dtype"] == model._facts["quantization"]["dtype"] == "bfloat16"
+    assert any("in bfloat16, not in the checkpoint's float16" in line for line in logged)
 
 
 @pytest.mark.parametrize(
