@@ -10,7 +10,7 @@ import torch
 from loguru import logger
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from lmms_eval_stability.demo import SHORT_NAME, model_path
+from lmms_eval_stability.demo import SHORT_NAMES, model_path
 from lmms_eval_stability.model_wrappers.errors import CheckpointError, InvalidArgumentError, WrongFamilyError
 from lmms_eval_stability.model_wrappers.families import Family, family_for
 from lmms_eval_stability.model_wrappers.quantization.base import (
@@ -113,16 +113,16 @@ def load(entry: ModelEntry, options: LoadOptions) -> LoadedModel:
     kept = None
     if quantized is not None and options.quantizer is not None:
         request, plan = quantized
-        _require_dtype(options, request, model.dtype)
         kept = record(plan, options.quantizer, request, model)
+        _require_dtype(options, request, model.dtype)
         logger.info(f"{entry.name}: {kept.true_name}; {kept.quantized_linears} linear layers; {kept.backend}")
     return LoadedModel(model.eval(), processor, family, device, kept)
 
 
 def resolve(pretrained: str) -> str:
-    """Return the folder of the embedded model for its short name, and any other name unchanged."""
-    if pretrained == SHORT_NAME and not Path(pretrained).is_dir():
-        return str(model_path())
+    """Return the folder of an embedded model for its short name, and any other name unchanged."""
+    if pretrained in SHORT_NAMES and not Path(pretrained).is_dir():
+        return str(model_path(pretrained))
     return pretrained
 
 

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
+from torch import nn
 
 from lmms_eval_stability.model_wrappers.quantization.base import LoadRequest, Plan
 from lmms_eval_stability.model_wrappers.quantization.checkpoints import checkpoint_file
@@ -27,9 +29,9 @@ def plan_compressed(request: LoadRequest, algorithm: str, backend: str) -> Plan:
     """Return how a compressed-tensors checkpoint is loaded: dequantised to the model's dtype.
 
     transformers has no 4-bit kernel for this format and dequantises every layer on the first forward pass, at the
-    latest. Asked to do so while loading, it gives the same weights, goes by the tensors in the file instead of by names
-    in the config, and reads packed zero points, which it otherwise refuses (compressed-tensors 0.19 and 0.20). Answers
-    are those of the quantised weights; memory and time are those of the 16-bit model.
+    latest. Asked to do so while loading, it gives the same weights, and reads packed zero points, which it otherwise
+    refuses (transformers 5.23 with compressed-tensors 0.19 or 0.20). Answers are those of the quantised weights; memory
+    and time are those of the 16-bit model.
 
     Raises:
         MissingPackageError: compressed-tensors is not installed.
@@ -56,6 +58,7 @@ def plan_compressed(request: LoadRequest, algorithm: str, backend: str) -> Plan:
         find_quantized=lambda _: quantized_modules(request),
         extras=(_EXTRA,),
         corrections=tuple(corrections),
+        finish=lambda model: _cast(model, request.dtype),
     )
 
 
@@ -93,7 +96,7 @@ def _weights(request: LoadRequest) -> dict[str, Any]:
 
 
 def _respelled(request: LoadRequest) -> tuple[dict[str, Any], list[str]]:
-    """Return the config to load with. Its names decide nothing here, but are what the model's config keeps."""
+    """Return the config to load with, whose ``ignore`` names every layer that the files do not hold quantised."""
     assert request.stored is not None
     config = copy.deepcopy(request.stored.config)
     linears = request.names.linears
@@ -102,5 +105,15 @@ def _respelled(request: LoadRequest) -> tuple[dict[str, Any], list[str]]:
         key = f"targets of {name}"
         group["targets"], more = respell_all(key, group.get("targets") or [], linears, compressed_tensors_matches)
         changed += more
+    # The oldest releases of transformers build quantised layers first and dequantise them after loading.
+    stored = quantized_modules(request)
+    config["ignore"] = list(dict.fromkeys([*config["ignore"], *(name for name in linears if name not in stored)]))
     config["dequantize"] = True
     return config, changed
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give dequantised weights the model's dtype; the oldest releases of transformers leave them in their scales'."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
