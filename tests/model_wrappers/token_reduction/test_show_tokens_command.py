@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +19,12 @@ from PIL import Image
 from lmms_eval_stability.cli import main
 from lmms_eval_stability.commands.show_tokens import MethodSpec, parse_methods
 from lmms_eval_stability.errors import OptionError
+from lmms_eval_stability.model_wrappers.registry import METHODS
 from lmms_eval_stability.report.token_picture import Panel, draw_tokens, save_tokens, shade
+from tests.tiny_models import build_tiny, picture
 
-SCENE = Path(__file__).parents[3] / "docs" / "images" / "scene.png"
+DOCS = Path(__file__).parents[3] / "docs"
+SCENE = DOCS / "images" / "scene.png"
 QUESTION = "How many objects are there?"
 
 
@@ -46,7 +51,7 @@ def test_every_method_on_the_embedded_model(tmp_path: Path):
     assert size[0] == 4 * 384 + 3 * 28 + 2 * 24  # four panels in a row
     assert size[1] > 2 * 384
     assert text["Title"] == f"demo: {QUESTION}"
-    assert [line.rpartition(": ")[0] for line in text["Description"].splitlines()] == [
+    assert titles(output) == [
         "baseline  144",
         "fastv:k=3:r=0.75  144 -> 36",
         "pyramiddrop  144 -> 72 -> 36 -> 18",
@@ -161,6 +166,33 @@ def test_neither_help_nor_a_wrong_option_loads_torch():
         [sys.executable, "-c", code, SCENE], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert json.loads(done.stdout) == [0, 2, False]
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.kind == "token reduction"])
+def test_every_method_has_a_picture_and_the_command_that_made_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    page = (DOCS / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    file = DOCS / "images" / f"tokens_{name}.png"
+    assert f"](../images/{file.name})" in page
+    assert file.stat().st_size < 100_000
+    (command,) = re.findall(r"^    (lmms-eval-stability show-tokens .*\\\n.*)$", page, flags=re.MULTILINE)
+    arguments = shlex.split(command.replace("\\\n", " "))[2:]
+    assert arguments[-2:] == ["-o", f"docs/images/{file.name}"]
+    assert name in arguments[arguments.index("--method") + 1]
+    if "--model" in arguments:  # made by the line before the command, in the folder where both are called
+        monkeypatch.chdir(tmp_path)
+        build_tiny("qwen2_5_vl", "tiny-qwen")
+        picture(5, 96, 96).save("blocks.png")
+    known = {"docs/images/scene.png": str(SCENE)}
+    result = call(*(known.get(word, word) for word in arguments[:-1]), tmp_path / "again.png")
+    assert result.exit_code == 0, result.output
+    assert titles(tmp_path / "again.png") == titles(file)
+
+
+def titles(file: Path) -> list[str]:
+    with Image.open(file) as image:
+        return [line.rpartition(": ")[0] for line in image.text["Description"].splitlines()]
 
 
 def panel(**changes: Any) -> Panel:
