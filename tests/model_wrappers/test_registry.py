@@ -9,7 +9,7 @@ import pytest
 from lmms_eval.models import MODEL_REGISTRY_V2, get_model
 
 from lmms_eval_stability.model_wrappers import models
-from lmms_eval_stability.model_wrappers.registry import METHODS, MODELS, task_model_name
+from lmms_eval_stability.model_wrappers.registry import METHODS, MODELS, SCHEMES, task_model_name
 from lmms_eval_stability.model_wrappers.wrapper import AcceleratedVLM
 
 
@@ -66,3 +66,11 @@ def test_registry_imports_no_torch() -> None:
     code = "import sys, lmms_eval_stability.model_wrappers.registry as r; r.MODELS; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_schemes_are_models_of_every_family_and_values_of_quantization() -> None:
+    assert SCHEMES == ("int8", "nf4", "gptq", "awq")
+    for scheme in SCHEMES:
+        assert METHODS[scheme].kind == "quantization"
+        assert MODEL_REGISTRY_V2.resolve(f"qwen2.5_vl_{scheme}").model_id == f"qwen2_5_vl_{scheme}"
+        assert task_model_name(f"llava_{scheme}") == "llava_hf"  # the base model's prompts
