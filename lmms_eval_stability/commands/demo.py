@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+#: What a run of the demo needs beside this package's own dependencies, and the extra that installs it.
+_NEEDS = {
+    "llava_int8": ("bitsandbytes", "int8"),
+    "llava_nf4": ("bitsandbytes", "int8"),
+    "llava_gptq": ("compressed_tensors", "compressed"),
+    "llava_awq": ("compressed_tensors", "compressed"),
+}
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,8 +38,8 @@ if TYPE_CHECKING:
 def demo(output: Path, limit: int | None) -> None:
     """Run the demo study on the model that is shipped, and compare its runs.
 
-    A small LLaVA that was really trained answers questions about drawn scenes: as it is, once more, and with each
-    token-reduction method. Needs no GPU, no network and no token, and takes minutes.
+    A small LLaVA that was really trained answers questions about drawn scenes: as it is, once more, with each
+    token-reduction method, and quantised. Needs no GPU, no network and no token, and takes minutes.
     """
     from dataclasses import replace
 
@@ -39,7 +48,7 @@ def demo(output: Path, limit: int | None) -> None:
     from ..report.terminal import print_comparison
     from ..study import BASELINE, RERUN, demo_config, load_study, run_study
 
-    study = load_study(demo_config())
+    study = _runnable(load_study(demo_config()))
     if limit is not None:
         study = replace(study, limit=limit)
     with _progress(study) as on_start:
@@ -58,6 +67,21 @@ def demo(output: Path, limit: int | None) -> None:
     click.echo()
     print_comparison(comparison, sys.stdout)
     click.echo(f"\nreport: {', '.join(str(path) for path in written)}")
+
+
+def _runnable(study: Study) -> Study:
+    """Leave out the runs whose packages are not installed, and say which and how to have them."""
+    from dataclasses import replace
+
+    missing: dict[str, list[str]] = {}
+    for run in study.runs:
+        package, extra = _NEEDS.get(run.model, ("", ""))
+        if package and find_spec(package) is None:
+            missing.setdefault(extra, []).append(run.name)
+    for extra, names in missing.items():
+        click.echo(f"not run: {', '.join(names)}; to run them: pip install 'lmms-eval-stability[{extra}]'", err=True)
+    left_out = {name for names in missing.values() for name in names}
+    return replace(study, runs=tuple(run for run in study.runs if run.name not in left_out))
 
 
 @contextmanager

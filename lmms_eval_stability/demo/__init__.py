@@ -15,17 +15,28 @@ MODEL_DIR: Path = Path(__file__).resolve().parent / "model"
 SHORT_NAME: str = "demo"
 """What a user writes as `pretrained=` instead of the path."""
 
+SHORT_NAMES: dict[str, Path] = {
+    SHORT_NAME: MODEL_DIR,
+    "demo-gptq": MODEL_DIR.with_name("model_gptq"),
+    "demo-awq": MODEL_DIR.with_name("model_awq"),
+}
+"""All short names: the model, and what `lmms-eval-stability quantize` made of it (each folder has its card)."""
 
-def model_path() -> Path:
+
+def model_path(name: str = SHORT_NAME) -> Path:
     """Return the folder to hand to `from_pretrained`; raise if the weights are not there.
+
+    Args:
+        name: one of `SHORT_NAMES`.
 
     Raises:
         FileNotFoundError: the installation lacks the weights (a source tree without them, or a broken package).
     """
-    weights = MODEL_DIR / "model.safetensors"
+    folder = SHORT_NAMES[name]
+    weights = folder / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(
             f"the demo model's weights are missing at {weights}; reinstall the package, "
             "or train them with `python -m lmms_eval_stability.demo.training`"
         )
-    return MODEL_DIR
+    return folder

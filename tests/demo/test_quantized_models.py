@@ -1,0 +1,63 @@
+"""The quantised demo models: made of the shipped model, as their cards say, and nearly as good as it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from lmms_eval_stability.commands import demo as command
+from lmms_eval_stability.demo import MODEL_DIR, SHORT_NAMES, model_path
+from lmms_eval_stability.study import demo_config, load_study
+
+QUANTIZED = [name for name in SHORT_NAMES if name != "demo"]
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_each_was_made_of_the_shipped_model_on_other_documents(name: str) -> None:
+    facts = json.loads((model_path(name) / "quantization_recipe.json").read_text())
+    made_of = {
+        file: hashlib.sha256((MODEL_DIR / file).read_bytes()).hexdigest() for file in facts["base_model"]["sha256"]
+    }
+    assert facts["base_model"]["sha256"] == made_of
+    assert "model.safetensors" in made_of
+    assert facts["model"] == f"llava_{name.removeprefix('demo-')}"
+    assert min(facts["calibration"]["ids"]) >= 500  # the demo study answers the first 500
+    card = (model_path(name) / "README.md").read_text()
+    assert f"`{facts['base_model']['name']}`" in card
+    assert "--output " + name in facts["command"]
+    assert model_path(name).joinpath("model.safetensors").stat().st_size < 2.5e6
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_each_answers_as_well_as_the_model(name: str, tmp_path: Path) -> None:
+    scheme = name.removeprefix("demo-")
+    arguments = ["--model", f"llava_{scheme}", "--model_args", f"pretrained={name}", "--tasks", "shapes_vqa"]
+    arguments += ["--limit", "60", "--batch_size", "20", "--log_samples", "--output_path", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "lmms_eval", *arguments], capture_output=True, text=True, check=False)
+    (results,) = tmp_path.glob("*/*_results.json")
+    score = json.loads(results.read_text())["results"]["shapes_vqa"]["exact_match,none"]
+    assert score >= 0.9, done.stderr[-2000:]
+    (samples,) = tmp_path.glob("*/*_samples_shapes_vqa.jsonl")
+    record = json.loads(samples.read_text().splitlines()[0])
+    assert "symmetric" in json.dumps(record)
+    assert "compressed-tensors" in json.dumps(record)
+
+
+def test_runs_of_the_demo_whose_packages_are_missing_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = load_study(demo_config())
+    assert command._runnable(study) == study
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "compressed_tensors" else object())
+    with click.Context(command.demo):
+        rest = command._runnable(study)
+    assert [run.name for run in study.runs if run not in rest.runs] == ["gptq", "awq"]
+    said = capsys.readouterr().err
+    assert "not run: gptq, awq" in said
+    assert "pip install 'lmms-eval-stability[compressed]'" in said
