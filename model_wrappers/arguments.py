@@ -19,7 +19,12 @@ _ON_ERROR = ("raise", "record")
 
 
 def check_arguments(
-    entry: ModelEntry, pretrained: str, on_error: str, max_new_tokens: int | None, flags: dict[str, Any]
+    entry: ModelEntry,
+    pretrained: str,
+    on_error: str,
+    max_new_tokens: int | None,
+    flags: dict[str, Any],
+    workers: int | None,
 ) -> None:
     """Refuse values that would fail only later, or quietly mean something else."""
     if not pretrained:
@@ -34,6 +39,8 @@ def check_arguments(
             raise InvalidArgumentError(f"{name}={value}: write True or False")
     if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
         raise InvalidArgumentError(f"max_new_tokens={max_new_tokens}: give a whole number of at least 1")
+    if workers is not None and (type(workers) is not int or workers < 0):
+        raise InvalidArgumentError(f"workers={workers}: give a number of threads, or 0 for none")
 
 
 def read_batch_size(batch_size: int | str, max_batch_size: int | None) -> int:

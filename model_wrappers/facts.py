@@ -41,6 +41,7 @@ def run_facts(wrapper: AcceleratedVLM, options: LoadOptions) -> dict[str, Any]:
         "world_size": wrapper.world_size,
         "batch_size": wrapper.batch_size,
         "use_cache": wrapper.use_cache,
+        "workers": wrapper.workers,
         "max_new_tokens": wrapper.max_new_tokens,
         "processor": {**wrapper.family.processor_defaults, **options.processor},
         "chat_template_sha": hashlib.sha256(str(template).encode()).hexdigest()[:16],

@@ -25,6 +25,7 @@ from lmms_eval_stability.model_wrappers.families import Prompt
 from lmms_eval_stability.model_wrappers.generation import GeneratedRow, GenerationSettings, fill_padding, generate
 from lmms_eval_stability.model_wrappers.loading import LoadOptions, load
 from lmms_eval_stability.model_wrappers.measurements import Measurements, fingerprint, log_throughput
+from lmms_eval_stability.model_wrappers.preparation import Ahead, OwnCopy, Prepared
 from lmms_eval_stability.model_wrappers.registry import ModelEntry
 from lmms_eval_stability.model_wrappers.repairs import repair_likelihood_tasks
 from lmms_eval_stability.model_wrappers.requests import (
@@ -65,6 +66,8 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         trust_remote_code: run code from the checkpoint.
         use_safetensors: refuse pickled weights.
         on_error: ``raise`` stops the run, naming the document; ``record`` logs the document as failed.
+        workers: threads that read, perturb and process the images of the next batches while the model computes;
+            default: 2 with a GPU, else 0. Answers do not depend on it.
         quantization: ``int8``, ``nf4``, ``gptq`` or ``awq``, beside a token reduction (``llava_int8`` says it by name).
         quantize_vision: quantise vision tower and projector too; the output layer always stays in 16 bit.
         method_args: parameters of the method and of the quantisation, by name (``k=3,r=0.5,threshold=6.0``).
@@ -94,6 +97,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
         on_error: str = "raise",
+        workers: int | None = None,
         quantization: str | None = None,
         quantize_vision: bool = False,
         **method_args: Any,
@@ -101,7 +105,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         super().__init__()
         flags = {"use_cache": use_cache, "trust_remote_code": trust_remote_code, "use_safetensors": use_safetensors}
         flags["quantize_vision"] = quantize_vision
-        check_arguments(self.entry, pretrained, on_error, max_new_tokens, flags)
+        check_arguments(self.entry, pretrained, on_error, max_new_tokens, flags, workers)
         self.batch_size_per_gpu = read_batch_size(batch_size, max_batch_size)
         self.method, quantizer = make_methods(self.entry, quantization, method_args, takes=_argument_names())
         self.on_error, self.use_cache, self.max_new_tokens = on_error, use_cache, max_new_tokens
@@ -130,6 +134,8 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         self._model, self.processor, self.family = loaded.model, loaded.processor, loaded.family
         self.tokenizer, self._device = loaded.tokenizer, loaded.device
         self.quantization = loaded.quantization
+        self.workers = (2 if self._device.type == "cuda" else 0) if workers is None else workers
+        self._processors = OwnCopy(self.processor)
         # Attach once now: parameters that the model cannot take are refused before any document is read.
         with self._accelerated():
             pass
@@ -224,8 +230,14 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         results: dict[int, Any] = {}
         progress = tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
         with progress, self._accelerated() as session:
-            for batch in batches(requests, self.batch_size):
-                answers = answer_batch(batch, lambda some: answer(some, session), failed)
+            ahead = Ahead(self._prepare, self.workers)
+            for batch, prepared in ahead(batches(requests, self.batch_size)):
+
+                def answer_some(some: Sequence[Any], batch: Any = batch, prepared: Any = prepared) -> list[Any]:
+                    # one by one after a failure, when what was made for the whole batch is of no use
+                    return answer(some, prepared() if len(some) == len(batch) else self._prepare(some), session)
+
+                answers = answer_batch(batch, answer_some, failed)
                 results.update((request.index, result) for request, result in zip(batch, answers, strict=True))
                 progress.update(len(batch))
             if session is not None:
@@ -256,43 +268,46 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
     def _unscored(self, candidate: Candidate, error: Exception) -> Likelihood:
         return Likelihood(math.inf, False, Measurements(error=self._reason(candidate, error)))
 
-    def _generate(self, batch: Sequence[Question], session: Session | None) -> list[GenerationResult]:
+    def _prepare(self, batch: Sequence[Request]) -> Prepared:
+        """Return a batch's inputs; called from several threads."""
+        processor = self._processors.get()
+        documents = [self.task_dict[request.task][request.split][request.doc_id] for request in batch]
+        prompts = []
+        for request, document in zip(batch, documents, strict=True):
+            messages = ChatMessages(messages=request.messages(document)).model_dump()["messages"]
+            prompts.append(self.family.build_prompt(processor, messages, request.context))
+        return Prepared(documents, prompts, self.family.encode(processor, prompts))
+
+    def _generate(
+        self, batch: Sequence[Question], prepared: Prepared, session: Session | None
+    ) -> list[GenerationResult]:
         settings = GenerationSettings.from_task(batch[0].gen_kwargs, self.family.default_max_new_tokens)
         if self.max_new_tokens is not None:
             settings = dataclasses.replace(settings, max_new_tokens=self.max_new_tokens)
-        prompts = [self._prompt(question, self._document(question)) for question in batch]
-        inputs = self._inputs(prompts)
+        inputs = self._inputs(prepared)
         inputs["input_ids"] = fill_padding(inputs["input_ids"], inputs["attention_mask"])
         rows = generate(self._model, self.tokenizer, inputs, settings, use_cache=self.use_cache)
-        counts = self._measured(prompts, inputs, session)
+        counts = self._measured(prepared.prompts, inputs, session)
         return [self._result(row, count, settings.until) for row, count in zip(rows, counts, strict=True)]
 
-    def _score(self, batch: Sequence[Candidate], session: Session | None) -> list[Likelihood]:
-        documents = [self._document(candidate) for candidate in batch]
-        prompts = [self._prompt(*pair) for pair in zip(batch, documents, strict=True)]
-        texts = [candidate.text(document) for candidate, document in zip(batch, documents, strict=True)]
+    def _score(self, batch: Sequence[Candidate], prepared: Prepared, session: Session | None) -> list[Likelihood]:
+        prompts = prepared.prompts
+        texts = [candidate.text(document) for candidate, document in zip(batch, prepared.documents, strict=True)]
         placeholders = self.family.placeholder_ids(self._model.config)
         answers = [
             answer_ids(self.tokenizer, prompt.text, text, placeholders)
             for prompt, text in zip(prompts, texts, strict=True)
         ]
-        inputs = self._inputs(prompts)
+        inputs = self._inputs(prepared)
         whole = append_answers(inputs, answers, self.tokenizer.pad_token_id)
         rows = score(self._model, self.tokenizer, whole, [len(answer) for answer in answers], session)
         shown = [dataclasses.replace(p, text=p.text + text) for p, text in zip(prompts, texts, strict=True)]
         counts = self._measured(shown, inputs, session)
         return [Likelihood(row.loss, row.is_greedy, row.noted_in(n)) for row, n in zip(rows, counts, strict=True)]
 
-    def _document(self, request: Request) -> Any:
-        return self.task_dict[request.task][request.split][request.doc_id]
-
-    def _prompt(self, request: Request, document: Any) -> Prompt:
-        messages = ChatMessages(messages=request.messages(document)).model_dump()["messages"]
-        return self.family.build_prompt(self.processor, messages, request.context)
-
-    def _inputs(self, prompts: Sequence[Prompt]) -> Any:
-        self._saw_images |= any(prompt.images for prompt in prompts)
-        return self.family.encode(self.processor, prompts).to(self._device, self._model.dtype)
+    def _inputs(self, prepared: Prepared) -> Any:
+        self._saw_images |= any(prompt.images for prompt in prepared.prompts)
+        return prepared.inputs.to(self._device, self._model.dtype)
 
     def _measured(self, shown: Sequence[Prompt], inputs: Any, session: Session | None) -> list[Measurements]:
         """Return what is known of each prompt of a batch after it was answered."""
