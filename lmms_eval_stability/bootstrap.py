@@ -128,7 +128,7 @@ def _bootstrap(
     filled = int((size > 0).sum())
     if not filled:
         return NO_CLUSTER_RATE
-    value = float(total.sum() / size.sum())
+    value = float(numbers[counted].mean())
     residuals = total - value * size
     if np.allclose(residuals, 0.0, atol=1e-8):
         return _constant(value, filled, signed, level, bool((total == 0).all() and not numbers[counted].any()))
