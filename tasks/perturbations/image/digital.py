@@ -57,9 +57,14 @@ def jpeg_compression(image: Pixels, severity: int) -> Pixels:
         return np.array(decoded)
 
 
-def contrast(image: Pixels, severity: int) -> Pixels:
-    """Pull every channel towards its mean."""
-    means = np.array(cv2.mean(image)[:3]) / 255
+def contrast(image: Pixels, severity: int, *, official_quirks: bool) -> Pixels:
+    """Pull every channel towards its mean.
+
+    With ``official_quirks`` the mean has the official code's rounding errors, which may be a level in a plain channel.
+    """
+    means: Floats = np.array(cv2.mean(image)[:3]) / 255
+    if official_quirks:
+        means = np.mean(image / 255.0, axis=(0, 1))
     table = (UNIT[:, None] - means) * _CONTRAST[severity - 1] + means
     flatter: Pixels = cv2.LUT(image, unit_to_pixels(table)[None])
     return flatter
@@ -82,14 +87,17 @@ def pixelate(image: Pixels, severity: int, *, official_quirks: bool) -> Pixels:
     """Average over cells.
 
     The official code scales to ``int(224 * c)`` cells a side and from there to 224 x 224, whatever the image's size and
-    shape (``official_quirks=True``; the one case in which the size changes). Here the image keeps its size, and has as
-    many cells, nearly square ones, never more than pixels. On 224 x 224 both are the same.
+    shape (``official_quirks=True``; the one case in which the size changes). Here the image keeps its size and has as
+    many cells, nearly square ones; fewer if it has fewer than 224 x 224 pixels, in proportion. On 224 x 224 both are
+    the same.
     """
     height, width = image.shape[:2]
-    cells = int(_OFFICIAL_SIDE * _PIXELATE[severity - 1])
+    share = _PIXELATE[severity - 1]
     if official_quirks:
+        cells = int(_OFFICIAL_SIDE * share)
         coarse, size = (cells, cells), (_OFFICIAL_SIDE, _OFFICIAL_SIDE)
     else:
+        cells = int(min(_OFFICIAL_SIDE, math.sqrt(width * height)) * share)
         aspect, size = math.sqrt(width / height), (width, height)
         columns, rows = (max(1, round(number)) for number in (cells * aspect, cells / aspect))
         coarse = min(columns, width), min(rows, height)

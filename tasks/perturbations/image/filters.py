@@ -7,7 +7,9 @@ other global settings stay as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import cv2
@@ -156,39 +158,59 @@ def streak(image: Pixels, radius: float, sigma: float, angle: float) -> Pixels:
     return output
 
 
-class Magnified:
-    """Where each pixel of a magnified image comes from: the middle of the image, at its own size again.
+@dataclass(frozen=True)
+class Axis:
+    """Where the pixels of one side of a magnified image come from.
 
-    As the official clipped_zoom: the middle ``ceil(size / factor)`` pixels of each side are stretched by ``factor``,
-    corner on corner, and the middle of the result is cut out.
+    Attributes:
+        start, step: pixel i comes from ``start + i * step``.
+        end: the last source pixel.
+    """
+
+    start: float
+    step: float
+    end: int
+
+    @classmethod
+    def of(cls, size: int, factor: float, offset: int | None = None) -> Axis:
+        """Return the axis of ``size`` pixels that are magnified about their middle.
+
+        ``ceil(size / factor)`` pixels are stretched corner on corner, so that the step is not quite ``1 / factor``.
+
+        Args:
+            offset: stretch the pixels from here on and cut to whole pixels, as the official code does.
+        """
+        cut = math.ceil(size / factor)
+        stretched = round(cut * factor)
+        step = (cut - 1) / (stretched - 1)
+        if offset is None:
+            return cls((size - 1) / 2 * (1 - step), step, size - 1)
+        return cls(offset + max(0, (stretched - size) // 2) * step, step, offset + cut - 1)
+
+    def neighbours(self, block: slice) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
+        """Return for a range of pixels the two source pixels that each lies between, and the share of the second."""
+        place = np.minimum(self.start + self.step * np.arange(block.start, block.stop), self.end)
+        low = np.floor(place).astype(np.intp)
+        return low, np.minimum(low + 1, self.end), place - low
+
+
+class Magnified:
+    """An image or plane magnified about its middle, at its own size, block by block.
 
     Args:
-        official_quirks: Cut the columns at the row's offset, as the official code does: off the middle unless the
-            image is a square.
+        official_quirks: As the official clipped_zoom, which cuts the columns at the row's offset: off the middle unless
+            the image is a square.
     """
 
     def __init__(self, height: int, width: int, factor: float, *, official_quirks: bool) -> None:
-        rows, columns = int(np.ceil(height / factor)), int(np.ceil(width / factor))
-        top = (height - rows) // 2
-        left = top if official_quirks else (width - columns) // 2
-        self.row_start, self.row_step = self._axis(top, rows, height, factor)
-        self.column_start, self.column_step = self._axis(left, columns, width, factor)
-        self._ends = top + rows - 1, left + columns - 1
-
-    @staticmethod
-    def _axis(start: int, cut: int, size: int, factor: float) -> tuple[float, float]:
-        stretched = round(cut * factor)
-        step = (cut - 1) / (stretched - 1)
-        return start + max(0, (stretched - size) // 2) * step, step
+        offset = (height - math.ceil(height / factor)) // 2 if official_quirks else None
+        self._down, self._across = (Axis.of(size, factor, offset) for size in (height, width))
 
     def rows_of(self, image: Singles, block: slice) -> Singles:
-        """Return some rows of the magnified image: (H, W, C) -> (rows, W, C), linear interpolation."""
-        source = np.array(
-            [
-                [self.column_step, 0, self.column_start],
-                [0, self.row_step, self.row_start + block.start * self.row_step],
-            ]
-        )
+        """Return some rows of a magnified image: (H, W, C) -> (rows, W, C), linear interpolation."""
+        down, across = self._down, self._across
+        top = down.start + block.start * down.step
+        source = np.array([[across.step, 0, across.start], [0, down.step, top]])
         size = (image.shape[1], block.stop - block.start)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         rows = cv2.warpAffine(image, source, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
@@ -196,19 +218,9 @@ class Magnified:
 
     def plane_rows_of(self, plane: Floats, block: slice) -> Floats:
         """Return some rows of a magnified plane, in double precision: a threshold follows. (H, W) -> (rows, W)."""
-        low, high, share = self._neighbours(self.row_start, self.row_step, block, self._ends[0])
+        low, high, share = self._down.neighbours(block)
         lines = plane[low] * (1 - share[:, None]) + plane[high] * share[:, None]
-        low, high, share = self._neighbours(
-            self.column_start, self.column_step, slice(0, plane.shape[1]), self._ends[1]
-        )
+        low, high, share = self._across.neighbours(slice(0, plane.shape[1]))
         rows: Floats = np.take(lines, low, axis=1) * (1 - share)
         rows += np.take(lines, high, axis=1) * share
         return rows
-
-    @staticmethod
-    def _neighbours(
-        start: float, step: float, block: slice, end: int
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
-        place = np.minimum(start + step * np.arange(block.start, block.stop), end)
-        low = np.floor(place).astype(np.intp)
-        return low, np.minimum(low + 1, end), place - low

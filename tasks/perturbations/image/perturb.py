@@ -20,6 +20,9 @@ Pixels = NDArray[np.uint8]
 
 MIN_SIDE = 8  # pixels
 
+# Modes that Pillow converts to RGB by way of another only.
+_UNMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+
 
 @cache
 def _functions() -> dict[str, Callable[..., Pixels]]:
@@ -138,6 +141,8 @@ def _pixels_of(image: Image.Image) -> Pixels:
     try:
         if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's conversion to RGB would clip instead of scale
             return _of_integers(np.asarray(image))
+        if image.mode in _UNMULTIPLIED:
+            image = image.convert(_UNMULTIPLIED[image.mode])
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         named = getattr(image, "filename", "")
