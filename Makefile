@@ -26,6 +26,8 @@ $(STAMP): pyproject.toml constraints.txt scripts/repair_torchvision.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	# The photographs of frost, for the vectors of the official code; without dependencies, which would bring a second OpenCV.
+	$(BIN)/python -m pip install --quiet --no-deps imagecorruptions-imaug==1.1.5
 	$(BIN)/python scripts/repair_torchvision.py
 	touch $@
 
