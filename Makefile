@@ -11,24 +11,40 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
+# A second environment with the oldest transformers that pyproject.toml allows, which is also the one for llm-compressor.
+OLDEST := .venv-oldest
+OLDEST_STAMP := $(OLDEST)/.installed
+OLDEST_TESTS := tests/model_wrappers tests/end_to_end
 
-.PHONY: help install demo test lint format train-demo clean
+.PHONY: help install demo test test-oldest test-all lint format train-demo clean
 
 help:
 	@echo "make demo        run the demo study: every method on the embedded model, table and report in demo-runs/"
 	@echo "make test        run the test suite"
+	@echo "make test-all    the same, then the models' tests with the oldest transformers and those of quantize"
 	@echo "make lint        ruff and mypy"
 	@echo "make train-demo  train the embedded model again (hours on two cores)"
-	@echo "make clean       remove .venv, demo-runs and caches"
+	@echo "make clean       remove .venv, .venv-oldest, demo-runs and caches"
 
 $(STAMP): pyproject.toml constraints.txt scripts/repair_torchvision.py
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; name one with: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
-	# The photographs of frost, for the vectors of the official code; without dependencies, which would bring a second OpenCV.
+	@# The photographs of frost, for the vectors of the official code; without dependencies, which would bring a second OpenCV.
 	$(BIN)/python -m pip install --quiet --no-deps imagecorruptions-imaug==1.1.5
 	$(BIN)/python scripts/repair_torchvision.py
+	touch $@
+
+# The pins of constraints-oldest.txt, and those of constraints.txt for everything else.
+$(OLDEST_STAMP): pyproject.toml constraints.txt constraints-oldest.txt scripts/repair_torchvision.py
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; name one with: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(OLDEST)
+	awk -F '[=<>!~; ]' '/^#/ { next } NR == FNR { old[tolower($$1)]; print; next } !(tolower($$1) in old)' \
+		constraints-oldest.txt constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip -c $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt -e ".[test,quantize]"
+	$(OLDEST)/bin/python scripts/repair_torchvision.py
 	touch $@
 
 install: $(STAMP)
@@ -36,8 +52,17 @@ install: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/lmms-eval-stability demo -o demo-runs
 
+# tests/quantize needs llm-compressor, which needs the other environment: test-oldest runs it.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore=tests/quantize $(PYTEST_ARGS)
+
+test-oldest: $(OLDEST_STAMP)
+	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS)
+	@if $(OLDEST)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; \
+	then $(OLDEST)/bin/python -m pytest tests/quantize; \
+	else echo "tests/quantize was not run: llm-compressor needs Python 3.11 or later" >&2; fi
+
+test-all: test test-oldest
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -52,4 +77,4 @@ train-demo: $(STAMP)
 	$(BIN)/python -m lmms_eval_stability.demo.training
 
 clean:
-	rm -rf $(VENV) demo-runs build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(OLDEST) demo-runs build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -49,6 +49,14 @@ def test_pyproject_lists_every_package() -> None:
     assert set(config["tool"]["setuptools"]["packages"]) == expected_packages()
 
 
+def test_the_oldest_transformers_that_is_allowed_is_the_one_that_is_tested() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (allowed,) = (one for one in config["project"]["dependencies"] if one.startswith("transformers"))
+    pins = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    (tested,) = (pin.partition("==")[2] for pin in pins if pin.startswith("transformers=="))
+    assert allowed.startswith(f"transformers>={tested.removesuffix('.0')},")
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with an sdist of this tree and the wheel built from that sdist."""
