@@ -9,7 +9,8 @@ every cell, the others over the axes that matter to them.
  1   off is off: logits and ids bit-equal         test_off_is_bit_equal *, test_shortening_to_everything
  2   kept tokens and logits are those of a        test_answers_are_those_of_a_plain_recomputation *; what is chosen:
      plain implementation                         test_oracle (inside the model), test_visionzip, _hired, _lofi, _random
- 3   answers with and without a cache agree       the same *: both equal the one recomputation (the query is pinned)
+ 3   answers with and without a cache agree       the same *: both equal the one recomputation (the query is pinned);
+     (FastV's official code ranks anew instead)   test_ranking_anew_with_every_token_is_another_method
  4   a decoding step on the pruned cache equals   the same *, in every step
      a full recomputation
  5   a padded batch equals single prompts         the same *; other padding side: test_padding_side_does_not_matter
@@ -35,6 +36,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +68,7 @@ from tests.model_wrappers.token_reduction.real_geometry import build_real_geomet
 from tests.model_wrappers.token_reduction.test_attach import fail, traces
 from tests.model_wrappers.token_reduction.test_attention_tap import StubFlash
 from tests.model_wrappers.token_reduction.test_batches import RAGGED
+from tests.model_wrappers.token_reduction.test_inside_llm import extended, kept_columns
 from tests.tiny_models import KINDS
 
 #: fp32 on CPU, logits of size about 10: kernels and orders of summation differ by a few 1e-5.
@@ -197,6 +200,20 @@ def test_nothing_is_left_behind(cell: Cell, monkeypatch: pytest.MonkeyPatch):
                 cell.generate(inputs)
         assert traces(tiny) == before
         assert torch.equal(tiny.logits(inputs), logits)
+
+
+def test_ranking_anew_with_every_token_is_another_method(tiny: Tiny):
+    """What FastV's official code does without a cache: the newest token is the query of each step."""
+    method, inputs = METHODS["fastv"][0], tiny.one()
+    with method.attach(tiny.model, tiny.family) as session:
+        answer = tiny.generate_raw(inputs, new=6).sequences[:, -6:]
+        anew = kept_columns(tiny, tiny.logits(extended(inputs, answer)))[0]
+        with session.pin_query([inputs["input_ids"].shape[1] - 1]):
+            pinned = kept_columns(tiny, tiny.logits(extended(inputs, answer)))[0]
+    assert len(anew) == len(pinned)
+    assert anew != pinned
+    page = (Path(__file__).parents[3] / "docs" / "methods" / "fastv.md").read_text(encoding="utf-8")
+    assert "| without a KV cache | - | selection repeated with each new token as the query |" in page
 
 
 class Everything(Random):
