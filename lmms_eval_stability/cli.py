@@ -23,6 +23,9 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
+    "check-table": Command(
+        "lmms_eval_stability.commands.check_table:check_table", "Find impossible numbers in a table of results."
+    ),
     "compare": Command("lmms_eval_stability.commands.compare:compare", "Compare runs with a baseline by sample."),
     "demo": Command("lmms_eval_stability.commands.demo:demo", "Run the demo study on the model that is shipped."),
     "models": Command("lmms_eval_stability.commands.registered:models", "List the models added to lmms-eval."),

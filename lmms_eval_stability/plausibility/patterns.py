@@ -31,7 +31,7 @@ def mixed_units(table: ResultsTable) -> Compared:
     if table.mixed_units:
         return
     for name, cells in grouped(table.cells, lambda cell: cell.table).items():
-        having = [cell for cell in cells if "score" in cell.values and cell.values["score"].high > 0]
+        having = [cell for cell in cells if "score" in cell.values and cell.values["score"].low > 0]
         small = [cell for cell in having if cell.values["score"].high <= 1]
         large = [cell for cell in having if cell.values["score"].high > 1]
         if not small or not large:
