@@ -150,4 +150,5 @@ def _labels(docs: NDArray[np.int64], clusters: pd.Series | None) -> NDArray[np.g
     unknown = docs[places < 0]
     if len(unknown):
         raise ValueError(f"{len(unknown)} of {len(docs)} samples have no cluster, the first is {unknown[0]}")
-    return clusters.to_numpy()[places]
+    labels: NDArray[np.generic] = clusters.to_numpy()[places]
+    return labels
