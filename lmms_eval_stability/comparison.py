@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from .choices import Choices
 from .confounders import Confounder, confounders, labels, other_subject
 from .cost import Geometry
 from .divergence import Divergence, average, diverge, with_rerun
-from .doubts import doubtful_logs, doubtful_scores, short_log
+from .doubts import doubtful_logs, doubtful_metrics, doubtful_scores, short_log
 from .errors import OptionError, PairingError, RunFormatError
 from .pairing import PairedSamples, pair_samples
-from .problems import Problem, parse_accept
+from .problems import Problem
 from .runs import Run, load_run
 from .samples import SampleTable
-from .verdicts import CHOICE, Adapter, adapter_for, judge
+from .verdicts import CHOICE, SCORED, Adapter, PairMetric, adapter_for, judge, with_policy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +41,7 @@ class RunComparison:
         confounders: settings in which the run differs from the baseline.
         accepted: problems that were accepted, each with its count, of this run and of the baseline's re-run.
         warnings: sentences about what to know before believing the numbers.
+        metrics: what the benchmarks report beside the score, task by task (F1 of POPE, circular accuracy of MMBench).
     """
 
     label: str
@@ -48,13 +50,15 @@ class RunComparison:
     confounders: tuple[Confounder, ...] = ()
     accepted: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = ()
+    metrics: tuple[PairMetric, ...] = ()
 
 
 @dataclass(frozen=True)
 class Comparison:
     """All runs against one baseline.
 
-    `rerun` is the baseline's own re-run when there is one, `rerun_confounders` the settings in which it differs.
+    `rerun` is the baseline's own re-run when there is one, `rerun_confounders` the settings in which it differs;
+    `prediction` is the policy that says which text of an answer is compared.
     """
 
     label: str
@@ -63,6 +67,7 @@ class Comparison:
     correct_at: float
     rerun: Run | None = None
     rerun_confounders: tuple[Confounder, ...] = ()
+    prediction: str = SCORED
 
     def records(self) -> list[dict[str, Any]]:
         """One dict per run and task (and average), nan as None; keys as in `divergence.Divergence`."""
@@ -76,20 +81,6 @@ class Comparison:
         return pd.DataFrame([row.record() for run in self.runs for row in run.rows])
 
 
-@dataclass(frozen=True)
-class Choices:
-    """What a comparison was asked for, beside the runs. See `compare_runs`."""
-
-    correct_at: float = 0.9
-    accept: frozenset[str] = frozenset()
-    tasks: tuple[str, ...] = ()
-    metrics: Mapping[str, str] = field(default_factory=dict)
-
-    def metric(self, task: str) -> str | None:
-        """The metric asked for, for this task or for all ("")."""
-        return self.metrics.get(task, self.metrics.get(""))
-
-
 def compare_runs(
     baseline: str | Path | Run,
     runs: Sequence[str | Path | Run],
@@ -99,6 +90,7 @@ def compare_runs(
     accept: Collection[str] = (),
     tasks: Sequence[str] = (),
     metric: Sequence[str] = (),
+    prediction: str = SCORED,
     on_pairs: PairSink | None = None,
 ) -> Comparison:
     """Compare runs with a baseline, sample by sample.
@@ -111,6 +103,7 @@ def compare_runs(
         accept: kinds of problems to count instead of refusing, see `problems.KINDS`.
         tasks: compare these tasks only; all by default.
         metric: names of the score, "NAME" for all tasks or "TASK=NAME" for one.
+        prediction: which text of an answer is compared: "scored", "filtered" or "raw", see `verdicts.POLICIES`.
         on_pairs: receives the pairs of each task and run; they are not kept otherwise.
 
     Raises PairingError with every problem of every task and run that is not accepted, and other `StabilityError`s
@@ -118,9 +111,7 @@ def compare_runs(
     """
     if not runs:
         raise OptionError("name at least one RUN to compare with the baseline")
-    if not math.isfinite(correct_at):
-        raise OptionError(f"--correct-at {correct_at}: must be a finite number")
-    choices = Choices(correct_at, parse_accept(accept), tuple(tasks), _metrics(metric))
+    choices = Choices.checked(correct_at, accept, tasks, metric, prediction)
     base, *others = [_load(run, choices) for run in (baseline, *runs)]
     again = None if rerun is None else _load(rerun, choices)
     for seen, run in enumerate(others, 1):
@@ -145,17 +136,6 @@ def _refuse_twin(run: Run, others: Sequence[Run]) -> None:
             )
 
 
-def _metrics(values: Sequence[str]) -> dict[str, str]:
-    """["a", "gqa=b"] -> {"": "a", "gqa": "b"}."""
-    chosen = {}
-    for value in values:
-        task, _, name = value.rpartition("=")
-        if not name:
-            raise OptionError(f"--metric {value!r}: names no metric; expected NAME or TASK=NAME")
-        chosen[task] = name
-    return chosen
-
-
 class _Comparer:
     """The state of one comparison: labels, rows and problems so far."""
 
@@ -168,6 +148,7 @@ class _Comparer:
         self.rows: list[list[Divergence]] = [[] for _ in runs]
         self.accepted: list[list[Problem]] = [[] for _ in runs]
         self.warnings: list[list[str]] = [[] for _ in runs]
+        self.metrics: list[list[PairMetric]] = [[] for _ in runs]
         self.facts: dict[str, Mapping[str, Any]] = {}
 
     def compare(self) -> Comparison:
@@ -182,7 +163,15 @@ class _Comparer:
         again = {} if self.rerun is None else self.rerun.sample_files
         tasks = tuple(dict.fromkeys(row.task for run in self.rows for row in run if row.task in again))
         floor = () if self.rerun is None else self._confounders(self.rerun, tasks)
-        return Comparison(self.base_label, self.base, finished, self.choices.correct_at, self.rerun, floor)
+        return Comparison(
+            self.base_label,
+            self.base,
+            finished,
+            self.choices.correct_at,
+            self.rerun,
+            floor,
+            self.choices.prediction,
+        )
 
     def _check_results_files(self) -> None:
         for run in (self.base, *self.runs, *([self.rerun] if self.rerun else [])):
@@ -240,15 +229,27 @@ class _Comparer:
             pairs = self._pair(base, table, run)
             if pairs is None:
                 continue
-            native = _native(self.base, run, pairs)
-            row = diverge(pairs, self.base_label, self.labels[i], self.choices.correct_at, native)
+            row = self._measure(i, pairs)
             row = replace(row, cost=table.totals.mean_cost(Geometry.from_facts(run.facts or table.facts)))
             self.rows[i].append(row if floor is None else with_rerun(row, floor))
             self.warnings[i] += [*notes, *short_log(run, table), *doubtful_logs(self.base, base, run, table)]
-            self.warnings[i] += doubtful_scores(row, pairs, self.base, run)
             if self.on_pairs is not None:
                 self.on_pairs(self.labels[i], pairs)
             del table, pairs  # before the next run's are read
+
+    def _measure(self, i: int, pairs: PairedSamples) -> Divergence:
+        """All numbers of one task of one run; its benchmark's own metrics, and doubts, go where they belong."""
+        run, adapter = self.runs[i], self._rules(pairs.task)
+        offered = adapter.pair_metrics(pairs.frame) if adapter.pair_metrics else ()
+        metrics = [replace(metric, task=pairs.task) for metric in offered]
+        # where the benchmark's score is no mean over its samples, its own metric is the score
+        own = next(((one.baseline, one.run) for one in metrics if one.native == pairs.metric), None)
+        native = None if adapter.logged_score else _native(self.base, run, pairs)
+        row = diverge(pairs, self.base_label, self.labels[i], self.choices.correct_at, native, own)
+        self.metrics[i] += metrics
+        self.warnings[i] += doubtful_metrics(metrics, pairs, self.base, run)
+        self.warnings[i] += doubtful_scores(row, pairs, self.base, run, by_rule=own is not None)
+        return replace(row, prediction=self.choices.prediction)
 
     def _has_task(self, task: str, run: Run) -> bool:
         """Whether both the baseline and the run hold the task; otherwise, and for other versions, a problem."""
@@ -268,7 +269,8 @@ class _Comparer:
         return len(holders) == 2
 
     def _read(self, run: Run, task: str, pool: Mapping[str, str]) -> SampleTable:
-        table = run.samples(task, self.choices.metric(task), pool)
+        rules = with_policy(self._rules(task), self.choices.prediction)
+        table = run.samples(task, self.choices.metric(task), pool, rules)
         if table.metric in run.task(task).lower_is_better:
             raise OptionError(f"task {task}, {run.name}: less {table.metric} is better; name another one with --metric")
         if table.facts:
@@ -282,13 +284,18 @@ class _Comparer:
         # the raw answers have done their work, and their texts may be most of what is in memory
         return replace(judged, frame=judged.frame.drop(columns=["response", "logged_prediction"]))
 
+    def _rules(self, task: str, exact_match: Mapping[str, Any] | None = None) -> Adapter:
+        """The rules of a task, or of the one that it perturbs: the same ones for the baseline and all runs."""
+        perturbed = (run.task(task).base_task for run in (self.base, *self.runs))
+        return adapter_for(next(filter(None, perturbed), task), exact_match)
+
     def _adapter(self, task: str, table: SampleTable) -> Adapter:
-        """The rules for a task's answers: the same ones for the baseline and all runs."""
+        """The rules for the answers of a table, where no adapter names the task by what is in it."""
         stated = (run.task(task).exact_match for run in (self.base, *self.runs))
         options = next((one for one in stated if one is not None), None)
-        adapter = adapter_for(task, options if table.metric == "exact_match" else None)
+        adapter = self._rules(task, options if table.metric == "exact_match" else None)
         all_choices = 0 < table.n_choices == len(table.frame)
-        return CHOICE if all_choices and not adapter.tasks else adapter
+        return with_policy(CHOICE if all_choices and not adapter.tasks else adapter, self.choices.prediction)
 
     def _pair(self, base: SampleTable, other: SampleTable, run: Run) -> PairedSamples | None:
         """The pairs; None when they are refused. Problems go where they belong."""
@@ -328,6 +335,7 @@ class _Comparer:
             confounders=self._confounders(run, tasks),
             accepted=tuple(dict.fromkeys(self.accepted[i])),
             warnings=tuple(dict.fromkeys(notes)),
+            metrics=tuple(self.metrics[i]),
         )
 
     def _confounders(self, run: Run, tasks: tuple[str, ...]) -> tuple[Confounder, ...]:

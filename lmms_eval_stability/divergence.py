@@ -45,8 +45,8 @@ class Divergence:
         score_unit: "fraction" when both scores and all samples lie in [0, 1] (shown in percent), else "native" (shown
             as they are); "mixed" for an average over both. An average has scores only if every task's are fractions.
         soft_unit: the same for the samples alone, and so for soft_ndr and soft_pdr.
-        score_source: "results" for lmms-eval's own scores, "pairs" for means over the pairs, when those are not over
-            exactly the paired documents or the results JSON has none.
+        score_source: "results" for lmms-eval's own scores, "pairs" for what follows from the pairs (their mean, or the
+            benchmark's rule), when those are not over exactly the paired documents or the results JSON has none.
         drop: score_baseline - score_run; positive when the run is worse.
         dr: predictions that differ. ndr: right in the baseline, wrong in the run. pdr: the other way round.
         conditional_ndr: ndr as a share of the samples that the baseline has right.
@@ -55,6 +55,9 @@ class Divergence:
         rerun_n, rerun_dr: the baseline against its own re-run. excess_dr: dr - rerun_dr.
         tasks: number of tasks in this row.
         same_prediction_flips: verdicts that changed although the prediction did not.
+        prediction: which text of an answer was compared: "scored", "filtered" or "raw".
+        unparsable_baseline, unparsable_run: answers in which the benchmark finds no choice; None where it looks for
+            none, or where the text was compared.
         cost: theoretical cost of the run's prompts, the mean over those whose tokens its log counts; see `cost`.
         accepted: rows by kind of problem that `--accept` let pass; kinds of the re-run's pairing begin with "rerun_".
     """
@@ -87,6 +90,9 @@ class Divergence:
     fingerprints_equal: int = 0
     adapter: str = ""
     soft_unit: str = "fraction"
+    prediction: str = "scored"
+    unparsable_baseline: int | None = None
+    unparsable_run: int | None = None
     cost: Cost = NO_COST
     accepted: dict[str, int] = field(default_factory=dict)
 
@@ -140,6 +146,7 @@ def diverge(
     run: str,
     correct_at: float = 0.9,
     native: tuple[float, float] | None = None,
+    own: tuple[float, float] | None = None,
 ) -> Divergence:
     """All numbers of one task of one run.
 
@@ -148,6 +155,7 @@ def diverge(
         baseline, run: labels of the runs.
         correct_at: the threshold the pairs were judged with, for the record.
         native: lmms-eval's own scores of both runs where it reported both; used only when all rows are paired.
+        own: the benchmark's scores of the pairs where these are no means; used instead of `native`.
     """
     import numpy as np
 
@@ -159,9 +167,9 @@ def diverge(
     dr, ndr, pdr = wilson(int(changed.sum()), n), wilson(negative, n), wilson(positive, n)
     conditional = wilson(negative, int(frame["correct_baseline"].sum()))
     scores = np.concatenate([before, after])
-    means = (float(before.mean()), float(after.mean())) if n else (nan, nan)
+    means = own or ((float(before.mean()), float(after.mean())) if n else (nan, nan))
     soft_in_unit = bool(((scores >= 0) & (scores <= 1)).all())
-    if not pairs.complete or (native and soft_in_unit and (native[0] > 1) != (native[1] > 1)):
+    if own or not pairs.complete or (native and soft_in_unit and (native[0] > 1) != (native[1] > 1)):
         native = None  # not of these pairs, or one in percent and one a fraction
     score_baseline, score_run = native or means
     in_unit = soft_in_unit and all(0 <= score <= 1 for score in (score_baseline, score_run))
@@ -190,6 +198,8 @@ def diverge(
         fingerprints_equal=pairs.fingerprints_equal,
         adapter=pairs.adapter,
         soft_unit="fraction" if soft_in_unit or not n else "native",
+        unparsable_baseline=pairs.unparsable and pairs.unparsable[0],
+        unparsable_run=pairs.unparsable and pairs.unparsable[1],
         accepted=_counts(pairs),
     )
 
@@ -228,6 +238,10 @@ def average(rows: Sequence[Divergence]) -> Divergence:
     def mean_rate(name: str) -> Rate:
         return Rate(mean(getattr(row, name).value for row in rows), nan, nan)
 
+    def total(name: str) -> int | None:
+        counts = [count for row in rows if (count := getattr(row, name)) is not None]
+        return sum(counts) if counts else None
+
     def unit(units: set[str]) -> str:
         return units.pop() if len(units) == 1 else "mixed"
 
@@ -264,6 +278,8 @@ def average(rows: Sequence[Divergence]) -> Divergence:
         same_prediction_flips=sum(row.same_prediction_flips for row in rows),
         fingerprints_compared=sum(row.fingerprints_compared for row in rows),
         fingerprints_equal=sum(row.fingerprints_equal for row in rows),
+        unparsable_baseline=total("unparsable_baseline"),
+        unparsable_run=total("unparsable_run"),
         cost=mean_cost([row.cost for row in rows]),
         adapter=rows[0].adapter if len({row.adapter for row in rows}) == 1 else "mixed",
         accepted=accepted,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import filecmp
 import math
+from collections.abc import Sequence
 
 from .divergence import Divergence
 from .pairing import PairedSamples
 from .runs import Run
 from .samples import SampleTable
+from .verdicts import PairMetric
 
 
 def short_log(run: Run, table: SampleTable) -> list[str]:
@@ -38,12 +40,37 @@ def doubtful_logs(base: Run, base_table: SampleTable, run: Run, table: SampleTab
     return found
 
 
-def doubtful_scores(row: Divergence, pairs: PairedSamples, base: Run, run: Run) -> list[str]:
-    """Warnings about the numbers of one task."""
+def doubtful_metrics(metrics: Sequence[PairMetric], pairs: PairedSamples, base: Run, run: Run) -> list[str]:
+    """Warnings about a benchmark's own metrics that differ from lmms-eval's, where both are over the same samples."""
     doubts = []
-    for one, mean in ((base, pairs.mean_baseline), (run, pairs.mean_run)):
-        native = one.task(pairs.task).native.get(pairs.metric, math.nan)
-        if math.isfinite(native) and math.isfinite(mean) and not _is_mean(native, mean):
+    for metric in metrics if pairs.complete else ():
+        for side, (one, ours) in enumerate(((base, metric.baseline), (run, metric.run))):
+            native, same = one.task(pairs.task).native.get(metric.native, math.nan), metric.scale * ours
+            if math.isfinite(native) and not math.isclose(native, same, rel_tol=1e-6, abs_tol=1e-6):
+                drawn = pairs.unparsable[side] if pairs.unparsable else 0
+                guess = (
+                    f"{drawn} unparsable answers, wrong here, got a letter there, by a language model or by chance"
+                    if drawn
+                    else "is the log whole?"
+                )
+                doubts.append(
+                    f"task {pairs.task}, {one.name}: the results JSON says {metric.native} {native:.6g}, the log gives "
+                    f"{same:.6g} ({guess})"
+                )
+    return doubts
+
+
+def doubtful_scores(row: Divergence, pairs: PairedSamples, base: Run, run: Run, by_rule: bool = False) -> list[str]:
+    """Warnings about the numbers of one task.
+
+    Args:
+        by_rule: its score is no mean over the samples, and `doubtful_metrics` has looked at it.
+    """
+    doubts = []
+    for side, (one, mean) in enumerate(((base, pairs.mean_baseline), (run, pairs.mean_run))):
+        native = math.nan if by_rule else one.task(pairs.task).native.get(pairs.metric, math.nan)
+        chance = pairs.unparsable[side] / row.n if pairs.unparsable and row.n else None
+        if math.isfinite(native) and math.isfinite(mean) and not _is_mean(native, mean, chance):
             doubts.append(
                 f"task {row.task}, {one.name}: the results JSON says {pairs.metric} {native:.6g}, the samples average "
                 f"{mean:.6g}: the log is not whole, or the score is no plain mean (then drop is not NDR - PDR)"
@@ -60,8 +87,15 @@ def doubtful_scores(row: Divergence, pairs: PairedSamples, base: Run, run: Run) 
     return doubts + _one_sided_threshold(row, pairs)
 
 
-def _is_mean(native: float, mean: float) -> bool:
-    """Whether a native score is the mean of the samples, as a fraction or in percent."""
+def _is_mean(native: float, mean: float, chance: float | None = None) -> bool:
+    """Whether a native score is the mean of the samples, as a fraction or in percent.
+
+    Args:
+        chance: share of unparsable answers, wrong here, of which lmms-eval may have drawn the right letter. It rounds
+            such a score to five places.
+    """
+    if chance is not None:
+        return mean - 1e-5 <= native <= mean + chance + 1e-5
     return any(math.isclose(native, scale * mean, rel_tol=1e-6, abs_tol=1e-6) for scale in (1, 100))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import PairingError
 from .problems import EXAMPLES, Problem, show
 from .samples import SampleTable
-from .verdicts.base import EMPTY, FAILED, UNSCORED
+from .verdicts.base import EMPTY, FAILED, UNPARSABLE, UNSCORED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,13 +29,16 @@ class PairedSamples:
 
     `frame` has one row per pair in ascending order of doc_id: doc_id, target, prediction_baseline, prediction_run,
     score_baseline, score_run, correct_baseline, correct_run, changed (predictions differ) and flip ("negative": right
-    in the baseline and wrong in the run; "positive": the other way round; "" otherwise).
+    in the baseline and wrong in the run; "positive": the other way round; "" otherwise); and extra_baseline, extra_run
+    where the benchmark's own metrics need more.
 
     Attributes:
         metric: the logged number that the scores are. `adapter`: name of the rules that made the predictions.
         problems: what was found and accepted, with counts.
         complete: every row of both logs is in `frame`, so the runs' native scores are over the same documents.
         mean_baseline, mean_run: mean score over all scored documents of each log, paired or not; nan for none.
+        unparsable: answers of the baseline and of the run, among the pairs, in which the benchmark finds no choice;
+            None where it looks for none.
         fingerprints_compared: pairs in which both logs carry an input fingerprint; `fingerprints_equal` of them agree.
     """
 
@@ -49,6 +52,7 @@ class PairedSamples:
     fingerprints_compared: int = 0
     fingerprints_equal: int = 0
     adapter: str = ""
+    unparsable: tuple[int, int] | None = None
 
 
 def pair_samples(baseline: SampleTable, run: SampleTable, accept: Collection[str] = ()) -> PairedSamples:
@@ -87,7 +91,13 @@ def pair_samples(baseline: SampleTable, run: SampleTable, accept: Collection[str
         fingerprints_compared=int((known & usable).sum()),
         fingerprints_equal=int((equal & usable).sum()),
         adapter=baseline.adapter,
+        unparsable=(_unparsable(left), _unparsable(right)) if baseline.parses else None,
     )
+
+
+def _unparsable(frame: pd.DataFrame) -> int:
+    """Answers without a choice, the empty ones among them."""
+    return int((frame["prediction"].to_numpy() == UNPARSABLE).sum())
 
 
 def _line_problems(table: SampleTable) -> list[Problem]:
@@ -195,7 +205,7 @@ def _pairs(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
     flip[right_before & ~right_after] = "negative"
     flip[~right_before & right_after] = "positive"
     columns = {"doc_id": left["doc_id"], "target": left["target"]}
-    for name in ("prediction", "score", "correct"):
+    for name in ("prediction", "score", "correct", *(("extra",) if "extra" in left and "extra" in right else ())):
         columns |= {f"{name}_baseline": left[name], f"{name}_run": right[name]}
     changed = left["prediction"].to_numpy() != right["prediction"].to_numpy()
     return pd.DataFrame({**columns, "changed": changed, "flip": pd.Series(flip, dtype=object)})

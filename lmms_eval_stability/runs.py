@@ -17,7 +17,7 @@ import orjson
 
 from .errors import RunFormatError, RunNotFoundError
 from .samples import SampleTable, as_number, python_json, read_samples, results_name, samples_name
-from .verdicts import adapter_for
+from .verdicts import Adapter, adapter_for
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class TaskInfo:
         n_samples: how many documents lmms-eval says it evaluated; None when not stated.
         settings: generation arguments and prompt arguments of the task, for the list of confounders.
         exact_match: options of lmms-eval's own exact match where that scored the answers; None where it did not.
+        base_task: the task that this one perturbs; empty for others.
     """
 
     version: str = ""
@@ -43,6 +44,7 @@ class TaskInfo:
     n_samples: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     exact_match: Mapping[str, Any] | None = None
+    base_task: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,13 @@ class Run:
         """What is known about a task; an empty `TaskInfo` when the results JSON does not name it."""
         return self.tasks.get(task, TaskInfo())
 
-    def samples(self, task: str, metric: str | None = None, pool: Mapping[str, str] | None = None) -> SampleTable:
+    def samples(
+        self,
+        task: str,
+        metric: str | None = None,
+        pool: Mapping[str, str] | None = None,
+        adapter: Adapter | None = None,
+    ) -> SampleTable:
         """Read the samples of one task.
 
         Args:
@@ -92,12 +100,14 @@ class Run:
             metric: which logged number is the score; by default the first of the task's metric list that the log has,
                 and without a results JSON a usual name or the only number there is.
             pool: texts to share with other tables, see `read_samples`.
+            adapter: the benchmark's rules; by default those of the task, or of the task that it perturbs.
         """
         if task not in self.sample_files:
             known = ", ".join(self.sample_files)
             raise RunNotFoundError(f"{self.name}: no samples of task {task}; it has {known}")
         path = self.sample_files[task]
-        adapter, stated = adapter_for(task), self.task(task).metrics
+        adapter = adapter or adapter_for(self.task(task).base_task or task)
+        stated = self.task(task).metrics
         if metric or stated:
             # the adapter of just any task guesses: what the results JSON states counts before that
             names = (metric,) if metric else (*stated, *(adapter.metrics if adapter.tasks else ()))
@@ -282,7 +292,15 @@ def _task_info(results: Mapping[str, Any], task: str) -> TaskInfo:
         n_samples=evaluated if isinstance(evaluated, int) else None,
         settings={key: config[key] for key in ("generation_kwargs", "lmms_eval_specific_kwargs") if key in config},
         exact_match=exact[0] if exact else None,
+        base_task=_base_task(config.get("metadata")),
     )
+
+
+def _base_task(metadata: Any) -> str:
+    """The task that a perturbed one is made of, from its metadata: a dict, or a list of dicts."""
+    entries = metadata if isinstance(metadata, list) else [metadata]
+    named = (entry.get("base_task") for entry in entries if isinstance(entry, dict) and "perturbation" in entry)
+    return next((name for name in named if isinstance(name, str)), "")
 
 
 def parse_model_args(value: Any) -> dict[str, str]:

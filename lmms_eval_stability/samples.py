@@ -49,7 +49,7 @@ class SampleTable:
 
     `frame` has one row per usable line in the order of the file: doc_id (int64), line (int64), target, input, response
     (text as logged), logged_prediction (text or None: the benchmark's own normalised answer), score (float64, nan when
-    missing), fingerprint (text or None), error (text or None).
+    missing), fingerprint (text or None), error (text or None), and extra where the adapter wants more of each line.
 
     Attributes:
         metric: key of the lines from which `score` was taken; empty when no line was usable.
@@ -60,6 +60,7 @@ class SampleTable:
         n_measured: rows that carry measurements of their model.
         totals: sums of the rows' counts of tokens, for the cost of their prompts.
         adapter: name of the rules by which the answers were judged; empty before that.
+        parses: these rules look for a choice in an answer and may find none.
     """
 
     task: str
@@ -73,6 +74,7 @@ class SampleTable:
     first_list: int = 0
     n_measured: int = 0
     adapter: str = ""
+    parses: bool = False
     totals: TokenTotals = field(default_factory=TokenTotals)
 
 
@@ -87,11 +89,12 @@ class _Columns:
         self.prediction: list[str | None] = []
         self.fingerprint: list[str | None] = []
         self.error: list[str | None] = []
+        self.extra: list[Any] = []
         self.facts: dict[str, Any] = {}
         self.totals = TokenTotals()
         self.n_choices = self.first_list = self.n_measured = 0
         self.metric = ""
-        self._logged = adapter.logged_prediction
+        self._adapter, self._logged, self._extra = adapter, adapter.logged_prediction, adapter.extra
         self._intern: Callable[[str, str], str] = pool.setdefault if isinstance(pool, dict) else pool.get
 
     def add(self, number: int, row: Row) -> None:
@@ -102,8 +105,11 @@ class _Columns:
         target, prompt, response = row["target"], row["input"], row["filtered_resps"]
         if not (type(target) is type(prompt) is str):
             target, prompt = as_text(target), as_text(prompt)
-        value = row.get(self.metric)
+        score = row.get(self.metric)
+        if type(score) is not float:
+            score = score_of(row, self.metric, self._adapter)
         prediction = None if self._logged is None else self._logged(row)
+        extra = None if self._extra is None else self._extra(row)
         if type(response) is not str:
             response, kind = answer_of(response)
             self.n_choices += kind == CHOICE
@@ -112,11 +118,13 @@ class _Columns:
         intern = self._intern
         self.doc_id.append(doc_id)
         self.line.append(number)
-        self.score.append(value if type(value) is float else as_number(value))
+        self.score.append(score)
         self.target.append(intern(target, target))
         self.input.append(intern(prompt, prompt))
         self.response.append(intern(response, response))
         self.prediction.append(prediction if prediction is None else intern(prediction, prediction))
+        if self._extra is not None:
+            self.extra.append(extra)
         self._measure(row.get("token_counts"))
 
     def _measure(self, counts: Any) -> None:
@@ -144,6 +152,8 @@ class _Columns:
             "fingerprint": self.fingerprint,
             "error": self.error,
         }
+        if self._extra is not None:
+            texts["extra"] = self.extra
         # object columns on purpose: interned texts compare by identity, and pandas 2 and 3 then behave alike
         objects = {name: pd.Series(np.array(values, dtype=object), dtype=object) for name, values in texts.items()}
         numbers = {
@@ -167,7 +177,7 @@ def read_samples(
     Args:
         path: the file.
         task: lmms-eval task name.
-        adapter: says where the benchmark's own normalised answer stands, if anywhere.
+        adapter: says where the benchmark's own normalised answer and score stand, if not in the usual place.
         candidates: metric names in order of preference.
         pool: texts seen so far; pass the same one for both runs of a comparison to hold common texts once. A dict
             grows by the texts of this file, any other mapping is only looked at.
@@ -280,6 +290,12 @@ def find_metric(path: Path, candidates: tuple[str, ...], only: bool, where: str)
     names = " or ".join(map(repr, dict.fromkeys(candidates)))
     wanted = f"no metric {names} in the log" if only else "several numbers in the log"
     raise RunFormatError(f"{where}: {wanted}, which has {', '.join(numbers)}; name one with --metric")
+
+
+def score_of(row: Row, metric: str, adapter: Adapter) -> float:
+    """The score of a line: by the adapter's rule where the benchmark logs no number, else the number; nan for none."""
+    by_rule = adapter.logged_score(row) if adapter.logged_score and metric in adapter.metrics else None
+    return as_number(row.get(metric)) if by_rule is None else by_rule
 
 
 def as_number(value: Any) -> float:

@@ -12,6 +12,7 @@ import click
 
 from ..errors import OutputError
 from ..problems import KINDS
+from ..verdicts.policies import POLICIES, SCORED
 
 if TYPE_CHECKING:
     from ..comparison import Comparison
@@ -46,6 +47,13 @@ _ACCEPT = "\n".join(f"  {name:<12} {kind.what}: {kind.accepted}" for name, kind 
     metavar="SCORE",
     help="Least score that counts as correct, on the benchmark's own scale.",
 )
+@click.option(
+    "--prediction",
+    type=click.Choice(list(POLICIES)),
+    default=SCORED,
+    show_default=True,
+    help=f"Which text of an answer is compared. {'; '.join(f'{name}: {what}' for name, what in POLICIES.items())}.",
+)
 @click.option("--accept", multiple=True, metavar="KIND[,KIND]", help="Count these problems instead of refusing them.")
 @click.option("--task", "tasks", multiple=True, metavar="TASK", help="Compare this task only; repeatable.")
 @click.option("--metric", multiple=True, metavar="[TASK=]NAME", help="Which logged number is the score; repeatable.")
@@ -56,6 +64,7 @@ def compare(
     output: Path | None,
     layout: str,
     correct_at: float,
+    prediction: str,
     accept: tuple[str, ...],
     tasks: tuple[str, ...],
     metric: tuple[str, ...],
@@ -80,6 +89,7 @@ def compare(
             accept=accept,
             tasks=tasks,
             metric=metric,
+            prediction=prediction,
             on_pairs=folder.add_pairs if folder is not None else None,
         )
         written = folder.finish(comparison) if folder is not None else []

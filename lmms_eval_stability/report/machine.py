@@ -20,6 +20,7 @@ def to_json(comparison: Comparison) -> str:
     summary = {
         "schema_version": SCHEMA_VERSION,
         "correct_at": comparison.correct_at,
+        "prediction": comparison.prediction,
         "baseline": _run(comparison.baseline, comparison.label),
         "rerun": _rerun(comparison),
         "runs": [_compared(run) for run in comparison.runs],
@@ -65,4 +66,5 @@ def _compared(run: RunComparison) -> dict[str, Any]:
         "confounders": [asdict(confounder) for confounder in run.confounders],
         "accepted": [asdict(problem) for problem in run.accepted],
         "warnings": list(run.warnings),
+        "benchmark_metrics": [metric.record() for metric in run.metrics],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..comparison import Comparison, RunComparison
-from .values import decimals, floor_lines, footnotes, heading, p_value, rate, score
+from .values import METRIC_COLUMNS, decimals, floor_lines, footnotes, heading, metric_cells, p_value, rate, score
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#&])")
 
@@ -34,5 +34,12 @@ def _section(run: RunComparison, comparison: Comparison) -> str:
         cells = [escape(row.task), str(row.n), *scores, *rates, *softs, p_value(row.mcnemar_p)]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
+    if run.metrics:
+        lines.append(f"| {' | '.join(METRIC_COLUMNS)} |")
+        lines.append(f"|---|{'---:|' * (len(METRIC_COLUMNS) - 1)}")
+        for metric in run.metrics:
+            name, *cells = metric_cells(metric, run)
+            lines.append(f"| {' | '.join([escape(name), *cells])} |")
+        lines.append("")
     lines += [f"- {escape(line)}" for line in [*floor_lines(run, comparison), *footnotes(run)]]
     return "\n".join(lines) + "\n"

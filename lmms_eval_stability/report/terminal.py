@@ -6,7 +6,18 @@ from typing import IO, TYPE_CHECKING
 
 from ..comparison import Comparison, RunComparison
 from ..divergence import AVERAGE
-from .values import decimals, floor_lines, footnotes, heading, p_value, rate, score
+from .values import (
+    METRIC_COLUMNS,
+    NOTHING,
+    decimals,
+    floor_lines,
+    footnotes,
+    heading,
+    metric_cells,
+    p_value,
+    rate,
+    score,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,12 +39,13 @@ def print_comparison(comparison: Comparison, file: IO[str]) -> None:
             console.print()
         # labels, paths and arguments are data: as Text they are never read as markup
         console.print(Text(heading(run, comparison.label, comparison.correct_at), style="bold"), soft_wrap=True)
-        table = _table(run)
-        if _width(console, table) > terminal:
-            table = _table(run, below=True)
-        # a table that is still too wide keeps its width: the terminal breaks lines, rich would leave columns out
-        console.width = max(terminal, _width(console, table))
-        console.print(table)
+        for make in (_table, _metrics) if run.metrics else (_table,):
+            table = make(run)
+            if _width(console, table) > terminal:
+                table = make(run, below=True)
+            # a table that is still too wide keeps its width: the terminal breaks lines, rich would leave columns out
+            console.width = max(terminal, _width(console, table))
+            console.print(table)
         for line in [*floor_lines(run, comparison), *footnotes(run)]:
             console.print(Text(line, style="yellow" if line.startswith("warning") else "dim"), soft_wrap=True)
 
@@ -62,4 +74,20 @@ def _table(run: RunComparison, below: bool = False) -> Table:
         softs = (score(value, row.soft_unit, digits) for value in (row.soft_ndr, row.soft_pdr)) if soft else ()
         cells = (row.task, str(row.n), *scores, *rates, *softs, p_value(row.mcnemar_p))
         table.add_row(*map(Text, cells), style="bold" if row.task == AVERAGE else "")
+    return table
+
+
+def _metrics(run: RunComparison, below: bool = False) -> Table:
+    """The table of the benchmarks' own metrics; columns that no metric fills are left out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [metric_cells(metric, run) for metric in run.metrics]
+    shown = [i for i in range(len(METRIC_COLUMNS)) if any(row[i] != NOTHING for row in rows)]
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    for i in shown:
+        table.add_column(METRIC_COLUMNS[i], justify="right" if 1 <= i <= 4 else "left", no_wrap=True)
+    for row in rows:
+        cells = (row[i].replace(" [", "\n[" if below else " [", 1) for i in shown)
+        table.add_row(*map(Text, cells))
     return table

@@ -7,9 +7,13 @@ from math import isnan
 from ..comparison import Comparison, RunComparison
 from ..cost import describe
 from ..divergence import AVERAGE, Divergence, Rate
-from ..verdicts import GENERIC
+from ..verdicts import GENERIC, SCORED, PairMetric
+from ..verdicts.policies import FILTERED, RAW
 
 NOTHING = "–"
+_POLICY_WORDS = {RAW: "answers as the model wrote them", FILTERED: "answers as filtered"}
+#: Columns of the table of the benchmarks' own metrics.
+METRIC_COLUMNS = ("benchmark metric", "n", "baseline", "run", "drop", "DR", "NDR", "PDR")
 
 
 def printable(text: str) -> str:
@@ -51,7 +55,10 @@ def heading(run: RunComparison, baseline: str, correct_at: float) -> str:
     soft = any(row.soft for row in run.rows)
     tasks = [row for row in run.rows if row.task != AVERAGE]
     unknown = [row.task for row in tasks if row.adapter == GENERIC.name]
-    if not unknown:
+    policy = tasks[0].prediction
+    if policy != SCORED:
+        answers = _POLICY_WORDS[policy]
+    elif not unknown:
         answers = "answers as scored"
     elif len(unknown) == len(tasks):
         answers = f"answers as text (no adapter for {', '.join(unknown)})"
@@ -82,6 +89,25 @@ def cost_lines(run: RunComparison) -> list[str]:
     return [f"theoretical cost of a prompt: {'; '.join(costs)}"] if costs else []
 
 
+def metric_cells(metric: PairMetric, run: RunComparison) -> list[str]:
+    """One line of the table of the benchmarks' own metrics: the texts under `METRIC_COLUMNS`."""
+    digits = decimals(run.rows)
+    several = sum(row.task != AVERAGE for row in run.rows) > 1
+    values = (percent(value, digits) for value in (metric.baseline, metric.run, metric.drop))
+    rates = (rate(value, digits) for value in (metric.dr, metric.ndr, metric.pdr))
+    return [f"{metric.task} {metric.name}" if several else metric.name, f"{metric.n} {metric.unit}", *values, *rates]
+
+
+def unparsable_lines(run: RunComparison) -> list[str]:
+    """How many answers had no choice that the benchmark could find, where it looks for one and there are any."""
+    counted = [
+        f"{row.unparsable_baseline} of the baseline, {row.unparsable_run} of the run ({row.task})"
+        for row in run.rows
+        if row.task != AVERAGE and (row.unparsable_baseline or row.unparsable_run)
+    ]
+    return [f"unparsable answers, one prediction and wrong: {'; '.join(counted)}"] if counted else []
+
+
 def footnotes(run: RunComparison) -> list[str]:
     """What stands below a table: inputs, confounders, accepted problems, warnings."""
     last = run.rows[-1]
@@ -100,6 +126,7 @@ def footnotes(run: RunComparison) -> list[str]:
     else:
         scores = f"score: {next(iter(metrics))}"
     lines = [f"input fingerprints: {inputs} · confounders: {different}", scores]
+    lines += unparsable_lines(run)
     lines += cost_lines(run)
     lines += [f"accepted: {problem.line()}" for problem in run.accepted]
     return lines + [f"warning: {warning}" for warning in run.warnings]

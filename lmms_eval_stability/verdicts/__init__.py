@@ -1,7 +1,7 @@
 """From a logged line to a verdict: prediction, score, correct.
 
 One small adapter per family of benchmarks, one module each. To add a benchmark: write an `Adapter`, put it in
-`ADAPTERS`, and test its `normalise` against the benchmark's own code.
+`ADAPTERS`, and test its predictions against the benchmark's own code.
 """
 
 from __future__ import annotations
@@ -12,16 +12,47 @@ from typing import Any
 from .base import Adapter, Verdict, judge, judge_line
 from .exact_match import GQA, SHAPES_VQA, adapter_of
 from .generic import CHOICE, GENERIC
+from .letters import AI2D, SCIENCEQA
+from .mmbench import MMBENCH, MMBENCH_STATIC
+from .mmmu import MMMU
+from .pair_metrics import PairMetric
+from .policies import POLICIES, SCORED, with_policy
+from .pope import POPE
 from .soft_vqa import SOFT_VQA, VQAV2
 from .vqa_rad import VQA_RAD
 
-ADAPTERS: tuple[Adapter, ...] = (GQA, SHAPES_VQA, VQAV2, SOFT_VQA, VQA_RAD)
+ADAPTERS: tuple[Adapter, ...] = (
+    GQA,
+    SHAPES_VQA,
+    VQAV2,
+    SOFT_VQA,
+    VQA_RAD,
+    AI2D,
+    SCIENCEQA,
+    POPE,
+    MMMU,
+    MMBENCH,
+    MMBENCH_STATIC,
+)
 
-__all__ = ["ADAPTERS", "CHOICE", "GENERIC", "Adapter", "Verdict", "adapter_for", "judge", "judge_line"]
+__all__ = [
+    "ADAPTERS",
+    "CHOICE",
+    "GENERIC",
+    "POLICIES",
+    "SCORED",
+    "Adapter",
+    "PairMetric",
+    "Verdict",
+    "adapter_for",
+    "judge",
+    "judge_line",
+    "with_policy",
+]
 
 
 def adapter_for(task: str, exact_match: Mapping[str, Any] | None = None) -> Adapter:
-    """The adapter of a task: the longest matching name wins; `gqa_lite` and `gqa_perturbed_image` are judged as `gqa`.
+    """The adapter of a task: the longest matching name wins; `gqa_lite` and `gqa_image_perturbed` are judged as `gqa`.
 
     A task that no adapter names gets the generic one, which needs nothing but a number per sample, unless
     `exact_match` gives the options with which lmms-eval's own exact match compared its answers.

@@ -1,7 +1,8 @@
 """What an adapter is, and how logged lines become verdicts.
 
 A *verdict* is a prediction (the answer as the benchmark compares it), its score on the benchmark's own scale, whether
-that counts as correct, and a status. Scores are taken from the log, never recomputed: the benchmark ran already.
+that counts as correct, and a status. Scores are taken from the log wherever a line holds one. Benchmarks that log only
+what they score later (MMMU, MMBench) get theirs by the benchmark's rule.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..samples import answer_of, as_number
+from ..samples import answer_of, score_of
 
 if TYPE_CHECKING:
-    from ..samples import Row, SampleTable
+    import pandas as pd
 
-OK, EMPTY, FAILED, UNSCORED = "ok", "empty", "failed", "unscored"
+    from ..samples import Row, SampleTable
+    from .pair_metrics import PairMetric
+
+OK, EMPTY, UNPARSABLE, FAILED, UNSCORED = "ok", "empty", "unparsable", "failed", "unscored"
 
 #: Scores are sums of thirds and tenths: 0.9 may be logged as 0.8999999999999999.
 TOLERANCE = 1e-6
@@ -31,9 +35,16 @@ class Adapter:
     Attributes:
         name: what a report calls it.
         normalise: raw answer -> the answer as the benchmark compares it; pure, called once per distinct text.
-        tasks: lmms-eval task names; each also stands for every name that goes on with "_" (lite and perturbed twins).
+        tasks: lmms-eval task names; each also stands for every name that goes on with "_" (lite and perturbed twins),
+            but not for `_reasoning` twins, which a language model judges.
         metrics: metric keys to look for first.
-        logged_prediction: where the log holds the benchmark's own normalised answer; None where it holds none.
+        logged_prediction: where the log holds the benchmark's own normalised answer; None where it holds none. The
+            text `UNPARSABLE` stands for an answer that the benchmark can make nothing of.
+        logged_score: the score of a line, 0 or 1, where the log holds no number; None where the number counts.
+        parses: the benchmark looks for a choice in the answer and may find none.
+        extra: what the benchmark's own metrics need to know of a line beside its verdict.
+        pair_metrics: the benchmark's own metrics from a frame of pairs (`pairing.PairedSamples`), which has the columns
+            extra_baseline and extra_run where there is an `extra`.
     """
 
     name: str
@@ -41,15 +52,21 @@ class Adapter:
     tasks: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     logged_prediction: Callable[[Row], str | None] | None = None
+    logged_score: Callable[[Row], float | None] | None = None
+    parses: bool = False
+    extra: Callable[[Row], Any] | None = None
+    pair_metrics: Callable[[pd.DataFrame], tuple[PairMetric, ...]] | None = None
 
     def matches(self, task: str) -> int:
         """Length of the longest of `tasks` that stands for this task name; 0 when none does."""
+        if task.endswith("_reasoning"):
+            return 0
         return max((len(name) for name in self.tasks if task == name or task.startswith(f"{name}_")), default=0)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One answer, judged. `correct` is False unless `status` is "ok" or "empty"; `score` is nan without a score."""
+    """One answer, judged. `correct` is False when `status` is "failed" or "unscored"; without a score that is nan."""
 
     prediction: str
     score: float
@@ -65,10 +82,11 @@ def judge_line(row: dict[str, Any], adapter: Adapter, metric: str, correct_at: f
         prediction = adapter.normalise(response)
     counts = row.get("token_counts") or [None]
     failed = isinstance(counts[0], dict) and bool(counts[0].get("error"))
-    score = as_number(row.get(metric))
+    score = score_of(row, metric, adapter)
     finite = abs(score) <= LARGEST_SCORE  # False for nan, too
-    status = FAILED if failed else UNSCORED if not finite else OK if response.strip() else EMPTY
-    correct = status in (OK, EMPTY) and score >= correct_at - TOLERANCE
+    parsed = UNPARSABLE if adapter.parses and prediction == UNPARSABLE else OK
+    status = FAILED if failed else UNSCORED if not finite else parsed if response.strip() else EMPTY
+    correct = status not in (FAILED, UNSCORED) and score >= correct_at - TOLERANCE
     return Verdict(prediction, score, correct, status)
 
 
@@ -94,6 +112,9 @@ def judge(table: SampleTable, adapter: Adapter, correct_at: float = 0.9) -> Samp
     score = frame["score"].to_numpy()
     scored = np.abs(score) <= LARGEST_SCORE  # False for nan, too
     status = np.full(len(frame), OK, dtype=object)
+    if adapter.parses:
+        unread = (text == UNPARSABLE for text in predictions)
+        status[np.fromiter(unread, dtype=bool, count=len(predictions))] = UNPARSABLE
     status[np.fromiter((text in blank for text in responses), dtype=bool, count=len(responses))] = EMPTY
     status[~scored] = UNSCORED
     status[frame["error"].notna().to_numpy()] = FAILED
@@ -104,4 +125,4 @@ def judge(table: SampleTable, adapter: Adapter, correct_at: float = 0.9) -> Samp
         correct=correct,
         status=pd.Series(status, index=frame.index, dtype=object),
     )
-    return replace(table, frame=judged, adapter=adapter.name)
+    return replace(table, frame=judged, adapter=adapter.name, parses=adapter.parses)
