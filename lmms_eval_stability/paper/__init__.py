@@ -5,6 +5,6 @@ Through a Large-Scale Empirical Study", EMNLP 2025 (arXiv 2503.06794), tables 1 
 included: `lmms-eval-stability check-table paper` finds them.
 """
 
-from .tables import COLUMNS, SIZES, TABLES, read_table, table_path
+from .published import COLUMNS, SIZES, TABLES, read_table, table_path
 
 __all__ = ["COLUMNS", "SIZES", "TABLES", "read_table", "table_path"]
