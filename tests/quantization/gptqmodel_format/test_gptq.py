@@ -130,7 +130,12 @@ def test_the_kernel_can_be_chosen(quantized: Folders) -> None:
     assert {type(module).__name__ for module in model.model.modules() if "QuantLinear" in type(module).__name__} == {
         "TorchQuantLinear"
     }
-    assert worst_layer(model, twin_of(make("llava", "baseline", twin))) < 2e-3
+    # One layer will do: this kernel is compiled anew for each.
+    name = "model.language_model.layers.0.mlp.up_proj"
+    dense = make("llava", "baseline", twin).model.get_submodule(name)
+    x = torch.randn(7, dense.in_features, dtype=torch.float16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert relative_error(model.model.get_submodule(name)(x), dense(x)) < 2e-3
 
 
 def test_together_with_token_reduction(quantized: Folders) -> None:
