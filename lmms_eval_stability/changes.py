@@ -1,0 +1,49 @@
+"""What the changed answers changed into: DR taken apart by right and wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .divergence import Rate, wilson
+
+if TYPE_CHECKING:
+    from .pairing import PairedSamples
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Every pair is in one of these groups, as a share of all n pairs; all nan without pairs.
+
+    Attributes:
+        same: the prediction and the verdict stayed.
+        right_to_wrong, wrong_to_right: the verdict changed: NDR and PDR.
+        wrong_to_other_wrong: another wrong answer. No score sees it, and yet the model behaves otherwise.
+        right_to_other_right: another right answer: soft scores and benchmarks with several references only.
+
+    DR is the sum of the last four, less the flips whose prediction stayed the same (`Divergence.same_prediction_flips`,
+    0 wherever equal predictions get equal verdicts).
+    """
+
+    n: int
+    same: Rate
+    right_to_wrong: Rate
+    wrong_to_right: Rate
+    wrong_to_other_wrong: Rate
+    right_to_other_right: Rate
+
+
+def changes(pairs: PairedSamples) -> Changes:
+    """Count the groups of one task's pairs."""
+    frame = pairs.frame
+    before, after = frame["correct_baseline"].to_numpy(dtype=bool), frame["correct_run"].to_numpy(dtype=bool)
+    changed, flipped = frame["changed"].to_numpy(dtype=bool), before != after
+    groups = (
+        ~changed & ~flipped,
+        before & ~after,
+        ~before & after,
+        changed & ~before & ~after,
+        changed & before & after,
+    )
+    n = len(frame)
+    return Changes(n, *(wilson(int(group.sum()), n) for group in groups))
