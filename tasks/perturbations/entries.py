@@ -39,8 +39,9 @@ class Perturbation:
         group: the paper's group (``noise``, ``blur``, ``weather``, ``digital``; ``character``, ``word``, ``sentence``).
         severities: number of levels; they are numbered from 1.
         deterministic: the output depends on the input and the severity alone.
-        needs: what must be there beyond this package.
         source: the official file and function that define it.
+        needs: what must be there beyond this package.
+        in_paper: whether it belongs to the paper's fixed sets; a method added later does not.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Perturbation:
     deterministic: bool
     source: str
     needs: tuple[Need, ...] = ()
+    in_paper: bool = True
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -10,8 +10,8 @@ from lmms_eval_stability.tasks.perturbations.entries import (
     UnknownPerturbationError,
 )
 
-#: Name of a set -> the modality whose levels it holds. ``paper-96`` and ``paper-87`` hold all of them; ``offline-72``
-#: those text levels that need nothing but this package, so that it is the same on every machine.
+#: Name of a set -> the modality whose levels it holds. ``paper-96`` and ``paper-87`` hold all of the paper's;
+#: ``offline-72`` those text levels that need nothing but this package, so that it is the same on every machine.
 SETS: dict[str, Modality] = {"paper-96": "image", "paper-87": "text", "offline-72": "text"}
 _COMES_ALONG: tuple[Need, ...] = ("tagger",)
 
@@ -51,7 +51,7 @@ def levels_of(name: str, modality: Modality) -> tuple[Level, ...]:
         raise UnknownPerturbationError(f"no set of perturbations '{name}'; there are {', '.join(SETS)}")
     if SETS[name] != modality:
         raise UnknownPerturbationError(f"the set '{name}' perturbs the {SETS[name]}, not the {modality}")
-    entries = list(methods(modality).values())
+    entries = [entry for entry in methods(modality).values() if entry.in_paper]
     if name == "offline-72":
         entries = [entry for entry in entries if set(entry.needs) <= set(_COMES_ALONG)]
     return tuple(level for entry in entries for level in entry.levels)
