@@ -10,6 +10,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+QUANTIZATION_STAMP := $(VENV)/.quantization-installed
 PYTEST_ARGS ?=
 # A second environment with the oldest transformers that pyproject.toml allows, which is also the one for llm-compressor.
 OLDEST := .venv-oldest
@@ -36,6 +37,11 @@ $(STAMP): pyproject.toml constraints.txt scripts/repair_torchvision.py
 	$(BIN)/python scripts/repair_torchvision.py
 	touch $@
 
+# What quantised models need, in an environment where it may be built: the tests need it, the demo does not.
+$(QUANTIZATION_STAMP): $(STAMP) scripts/install_quantization.sh
+	bash scripts/install_quantization.sh $(BIN)/python
+	touch $@
+
 # The pins of constraints-oldest.txt, and those of constraints.txt for everything else.
 $(OLDEST_STAMP): pyproject.toml constraints.txt constraints-oldest.txt scripts/repair_torchvision.py
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; name one with: make PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -53,7 +59,7 @@ demo: $(STAMP)
 	$(BIN)/lmms-eval-stability demo -o demo-runs
 
 # tests/quantize needs llm-compressor, which needs the other environment: test-oldest runs it.
-test: $(STAMP)
+test: $(STAMP) $(QUANTIZATION_STAMP)
 	$(BIN)/python -m pytest --ignore=tests/quantize $(PYTEST_ARGS)
 
 test-oldest: $(OLDEST_STAMP)
