@@ -172,8 +172,8 @@ def pair_metrics(frame: pd.DataFrame) -> tuple[PairMetric, ...]:
     if choice.all() or not choice.any():
         return ()
     return (
-        of_part(frame, choice, "multiple-choice accuracy", "multiple-choice questions"),
-        of_part(frame, ~choice, "open accuracy", "open questions"),
+        of_part(frame, choice, "multiple-choice accuracy", "questions"),
+        of_part(frame, ~choice, "open accuracy", "questions"),
     )
 
 

@@ -1,8 +1,8 @@
 """POPE: yes-or-no questions about objects, reported as F1, precision and recall of "yes" beside accuracy.
 
 The answer is compared as it is but for case and surrounding blanks: "yes." is neither yes nor no. The three scores
-count as lmms-eval does, so such an answer to a yes question is a false negative in none of them: recall is over the
-answers "yes" and "no" only. lmms-eval's own `pope_yes_ratio` is the share of yes among the references, whatever the
+count as in lmms-eval, where such an answer to a yes question is no false negative: recall is over the answers "yes"
+and "no" only. lmms-eval's own `pope_yes_ratio` is the share of yes among the references, whatever the
 model says; the yes rate here is the share of yes among the answers.
 """
 

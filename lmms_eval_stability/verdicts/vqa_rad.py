@@ -39,8 +39,8 @@ def pair_metrics(frame: pd.DataFrame) -> tuple[PairMetric, ...]:
     kinds = {target: normalise(target) in _CLOSED for target in set(frame["target"])}
     closed = np.array([kinds[target] for target in frame["target"]], dtype=bool)
     return (
-        of_part(frame, ~closed, "open recall", "open questions", "vqa_rad_open_recall"),
-        of_part(frame, closed, "closed accuracy", "closed questions", "vqa_rad_closed_accuracy"),
+        of_part(frame, ~closed, "open recall", "questions", "vqa_rad_open_recall"),
+        of_part(frame, closed, "closed accuracy", "questions", "vqa_rad_closed_accuracy"),
         of_part(frame, closed | ~closed, "open and closed, sample-weighted", "questions", "vqa_rad_score"),
     )
 
