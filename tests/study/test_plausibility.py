@@ -167,6 +167,9 @@ def test_methods_in_two_groups_need_both_numbers(tmp_path: Path) -> None:
     mixed = dict(zip(dr, ["48.2", "45.9", "45.1", "48.6"], strict=True))
     assert findings("\n".join(cell(method=m, DR=dr[m], score=mixed[m]) for m in dr), tmp_path) == []
     assert findings("\n".join(cell(method=m, DR=dr[m], score=score[m]) for m in "abc"), tmp_path) == []
+    # a gap of 33 below, then above, a group that is itself 34 wide
+    for wide in ({"a": "8", "b": "42", "c": "75.5", "d": "76"}, {"a": "8", "b": "8.5", "c": "42", "d": "76"}):
+        assert findings("\n".join(cell(method=m, DR=wide[m], score=score[m]) for m in wide), tmp_path) == []
 
 
 def test_a_row_in_alphabetical_order_of_other_benchmarks(tmp_path: Path) -> None:
