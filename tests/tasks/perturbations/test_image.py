@@ -374,7 +374,7 @@ def test_spatter_without_a_drop_leaves_the_image() -> None:
 def test_plain_areas_stay_plain_under_blur() -> None:
     for value in range(256):
         plain = np.full((12, 12, 3), value, np.uint8)
-        for method in ("gaussian_blur", "glass_blur", "motion_blur"):
+        for method in ("gaussian_blur", "glass_blur", "motion_blur", "defocus_blur"):
             assert np.array_equal(perturbed(plain, method, 2), plain), (method, value)
 
 

@@ -69,6 +69,17 @@ def test_smoothing_is_scipys(sigma: float) -> None:
     assert np.abs(fast - official).max() <= 1
 
 
+def test_defocus_is_the_official_one_but_for_its_rounding_errors() -> None:
+    for image in (noise(60, 40), noise(8, 9), noise(21, 15)):
+        for severity in range(1, 6):
+            official, default = (
+                perturb_array(image, "defocus_blur", severity, RandomState(0), official_quirks=quirks).astype(int)
+                for quirks in (True, False)
+            )
+            assert np.abs(official - default).max() <= 1
+            assert np.mean(official != default) < 0.06  # means of 29 pixels are often whole numbers
+
+
 @pytest.mark.parametrize("sigma", [170.8, 19.52, 9.0])
 @pytest.mark.parametrize(("width", "height"), [(8, 8), (61, 97), (400, 300)])
 def test_wide_smoothing_through_cosines_is_scipys(width: int, height: int, sigma: float) -> None:
