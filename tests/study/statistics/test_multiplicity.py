@@ -26,11 +26,21 @@ def test_by_hand() -> None:
 PS = st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.01, 0.05, 1.0])), min_size=1, max_size=30)
 
 
-@settings(deadline=None, max_examples=60)
-@given(PS)
-def test_equal_to_statsmodels_and_scipy(p: list[float]) -> None:
+@pytest.mark.parametrize("p", [P, [0.2, 0.2, 0.01, 0.0], np.random.default_rng(0).random(200) ** 3])
+def test_equal_to_statsmodels(p: list[float]) -> None:
     assert holm(p) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-12)
     assert benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1], abs=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(PS, st.sampled_from([0.01, 0.05, 0.2]))
+def test_equal_to_the_step_down_rule_and_to_scipy(p: list[float], alpha: float) -> None:
+    rejected = set()
+    for step, place in enumerate(np.argsort(p, kind="stable")):
+        if p[place] * (len(p) - step) > alpha:
+            break
+        rejected.add(int(place))
+    assert set(np.flatnonzero(holm(p) <= alpha).tolist()) == rejected
     assert benjamini_hochberg(p) == pytest.approx(false_discovery_control(p), abs=1e-12)
 
 
