@@ -19,6 +19,7 @@ from lmms_eval_stability.tasks.perturbations.image.methods import METHODS
 Pixels = NDArray[np.uint8]
 
 MIN_SIDE = 8  # pixels
+MAX_SIDE = 32766  # more is beyond OpenCV's interpolation
 
 # Modes that Pillow converts to RGB by way of another only.
 _UNMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
@@ -48,7 +49,7 @@ def perturb_image(
     """Return a perturbed image: RGB, of the same size.
 
     Args:
-        image: of any mode, at least 8 x 8 pixels; alpha is dropped, as lmms-eval's tasks do.
+        image: of any mode, sides of 8 to 32766 pixels; alpha is dropped, as lmms-eval's tasks do.
         method: name in `METHODS`.
         severity: 1 to the method's number of severities.
         seed: 0 to 2**32 - 1. All random numbers come from ``numpy.random.RandomState(seed)``, in the official order.
@@ -59,7 +60,7 @@ def perturb_image(
 
     Raises:
         UnknownPerturbationError: there is no such method or severity.
-        UnreadableInputError: the image is smaller than 8 x 8, or cannot be decoded.
+        UnreadableInputError: the image is too small or too large, or cannot be decoded.
         MissingResourceError: the photographs that frost needs are not there.
     """
     pixels = _pixels_of(image)
@@ -87,9 +88,9 @@ def perturb_array(
         rng: where random numbers come from; advances. A `Generator` is for ``impulse_noise`` alone.
     """
     level = _level(method, severity)
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or min(pixels.shape[:2]) < MIN_SIDE:
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not _fits(*pixels.shape[:2]):
         raise UnreadableInputError(
-            f"{method}: an image must be an array of shape (height, width, 3) and type uint8, at least {MIN_SIDE}"
+            f"{method}: an image must be an array of shape (height, width, 3) and type uint8, {MIN_SIDE} to {MAX_SIDE}"
             f" pixels high and wide, not {pixels.shape} of {pixels.dtype}"
         )
     offered = {
@@ -129,14 +130,18 @@ def _level(method: str, severity: int) -> Level:
     return level
 
 
+def _fits(*sides: int) -> bool:
+    return min(sides) >= MIN_SIDE and max(sides) <= MAX_SIDE
+
+
 def _pixels_of(image: Image.Image) -> Pixels:
     """Return an image's pixels as RGB: (H, W, 3)."""
     if not isinstance(image, Image.Image):
         raise UnreadableInputError(f"only PIL images are perturbed, not {type(image).__name__}")
-    if min(image.size) < MIN_SIDE:
+    if not _fits(*image.size):
         raise UnreadableInputError(
-            f"an image of {image.width} x {image.height} pixels is too small to be perturbed; it takes at least"
-            f" {MIN_SIDE} x {MIN_SIDE}"
+            f"an image of {image.width} x {image.height} pixels cannot be perturbed: sides must be of {MIN_SIDE} to"
+            f" {MAX_SIDE} pixels"
         )
     try:
         if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's conversion to RGB would clip instead of scale

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFile
 
 from lmms_eval_stability.tasks.perturbations.entries import (
     Level,
@@ -203,6 +204,24 @@ def test_every_level_takes_every_size(width: int, height: int, quirks: bool) -> 
             assert output.shape == ((224, 224, 3) if square else source.shape), level
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_longest_images(method: str) -> None:
+    for width, height in ((32766, 8), (8, 32766)):
+        source = noise(width, height)
+        for quirks in (False, method != "frost"):
+            output = perturbed(source, method, 1, quirks=quirks)
+            assert output.shape == ((224, 224, 3) if quirks and method == "pixelate" else source.shape)
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    source = photo(64, 48)
+    levels = [level for level in PAPER_96 if level.severity in (1, 4)] * 3
+    expected = [perturbed(source, level.method, level.severity, seed=5) for level in levels]
+    with ThreadPoolExecutor(8) as pool:
+        made = pool.map(lambda level: perturbed(source, level.method, level.severity, seed=5), levels)
+    assert all(np.array_equal(*pair) for pair in zip(expected, made, strict=True))
+
+
 @given(
     st.integers(8, 70),
     st.integers(8, 70),
@@ -261,13 +280,14 @@ def test_unknown_methods_and_severities_are_named() -> None:
     assert perturb_image(image, "fog", np.int64(2), seed=0).size == (9, 9)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("size", [(7, 8), (8, 7), (1, 1), (500, 3)])
-def test_too_small_images_are_refused(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(7, 8), (8, 7), (1, 1), (500, 3), (32767, 8), (8, 40_000)])
+def test_images_that_are_too_small_or_too_large_are_refused(size: tuple[int, int]) -> None:
     with pytest.raises(UnreadableInputError, match=f"{size[0]} x {size[1]}"):
         perturb_image(Image.new("RGB", size), "contrast", 1, seed=0)
 
 
-def test_broken_images_are_refused(tmp_path: Path) -> None:
+def test_broken_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # some tasks of lmms-eval set it for the process
     encoded = io.BytesIO()
     Image.fromarray(noise(64, 64)).save(encoded, "PNG")
     broken = tmp_path / "broken.png"
