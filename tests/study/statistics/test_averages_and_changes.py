@@ -108,6 +108,7 @@ def test_native_scales_have_no_average_and_nothing_is_nan() -> None:
     assert all(math.isnan(x) for x in (nothing.dr.value, nothing.drop, nothing.mcnemar_p, nothing.conditional_ndr.low))
     part = weighted_average(rows(SMALL, pairs([], [])), [2, 0])
     assert part.dr == wilson(3, 4)
+    assert (part.drop, part.soft_ndr) == (0.0, 0.25)
     with pytest.raises(ValueError, match="no tasks"):
         weighted_average([])
     with pytest.raises(ValueError, match="1 counts for 2 tasks"):

@@ -37,6 +37,15 @@ def test_a_token_that_the_run_does_not_log_by_hand() -> None:
     assert lumped < 0.02
 
 
+def test_an_unlogged_token_is_no_likelier_than_the_least_logged_one() -> None:
+    # .6 of the run is not logged, but token 1 cannot have more of it than .1, which token 3 has
+    kl = first_token_kl(logged({1: 0.5, 2: 0.3}), logged({2: 0.3, 3: 0.1}))[0]
+    assert kl == pytest.approx(0.5 * math.log(0.5 / 0.1) + 0.2 * math.log(0.2 / 0.6))
+    # two such tokens can have twice that
+    two = first_token_kl(logged({1: 0.3, 4: 0.2, 2: 0.3}), logged({2: 0.3, 3: 0.1}))[0]
+    assert two == pytest.approx(0.5 * math.log(0.5 / 0.2) + 0.2 * math.log(0.2 / 0.5))
+
+
 def test_no_token_in_common_is_still_a_number_and_counted() -> None:
     found = compare_first_tokens(logged({1: 0.9}, {1: 0.9}), logged({2: 0.9}, {1: 0.9}))
     assert (found.n, found.missing, found.no_common) == (2, 0, 1)
