@@ -287,7 +287,7 @@ def test_images_that_are_too_small_or_too_large_are_refused(size: tuple[int, int
 
 
 def test_broken_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # some tasks of lmms-eval set it for the process
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # lmms-eval sets it for the whole process
     encoded = io.BytesIO()
     Image.fromarray(noise(64, 64)).save(encoded, "PNG")
     broken = tmp_path / "broken.png"
