@@ -1,7 +1,8 @@
 """Intervals for samples that come in clusters: several questions about one image, or the rotations of one question.
 
-A Wilson interval takes every question for an independent draw. Questions about one image are not; their answers flip
-together, and the interval is then too narrow. The cluster bootstrap draws whole clusters instead (Davison and
+A Wilson interval takes every question for an independent draw. Questions about one image are not: usually their answers
+flip together, and the interval is then too narrow. (Where each image gets the same mix of easy and hard questions, as
+in `shapes_vqa`, it can be too wide instead.) The cluster bootstrap draws whole clusters (Davison and
 Hinkley, Bootstrap Methods and their Application, 1997, section 3.8; Field and Welsh, JRSS B 69 (2007), 369-390).
 
 A replicate needs no samples, only each cluster's sums, and clusters with equal sums are interchangeable. So a replicate
