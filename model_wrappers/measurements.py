@@ -23,6 +23,8 @@ class Measurements(TokenCounts):
 
     Attributes:
         input_fingerprint: 32 hex digits over the prompt text and the pixels of its images (see ``fingerprint``).
+        image_fingerprint: 32 hex digits over the pixels alone, so that questions about one image can be told to belong
+            together; absent for a prompt without images.
         visual_tokens: visual tokens at the input of the layers in ``visual_token_layers``; the first is the prompt's.
         visual_token_layers: decoder layers, the first is 0.
         diagnostics: what the method has to say of each image, by name: one number per image of the prompt, None for an
@@ -40,6 +42,7 @@ class Measurements(TokenCounts):
     """
 
     input_fingerprint: str | None = None
+    image_fingerprint: str | None = None
     visual_tokens: list[int] | None = None
     visual_token_layers: list[int] | None = None
     diagnostics: dict[str, list[float | None]] | None = None
@@ -57,22 +60,34 @@ class Measurements(TokenCounts):
         return {name: value for name, value in values.items() if value is not None}
 
 
-def fingerprint(prompt: Prompt) -> str:
-    """Return a digest of what a document really shows the model: rendered prompt text and image pixels.
+@dataclass(frozen=True)
+class Fingerprints:
+    """Digests (BLAKE2b, 128 bits, as 32 hex digits) of what a document really shows the model.
+
+    Attributes:
+        input: rendered prompt text and image pixels.
+        image: image pixels; ``None`` without images.
+    """
+
+    input: str
+    image: str | None
+
+
+def fingerprints(prompt: Prompt) -> Fingerprints:
+    """Return the digests of a prompt.
 
     Images count as RGB pixels with their size, before any resizing by the processor, so runs of different methods over
     the same inputs agree, and a re-encoded or perturbed image does not.
-
-    Returns:
-        32 hex digits (BLAKE2b, 128 bits).
     """
-    digest = hashlib.blake2b(digest_size=16)
     text = prompt.text.encode()
-    digest.update(len(text).to_bytes(8, "big") + text)
+    whole, pixels = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    whole.update(len(text).to_bytes(8, "big") + text)
     for image in prompt.images:
         rgb = image.convert("RGB")
-        digest.update(rgb.width.to_bytes(4, "big") + rgb.height.to_bytes(4, "big") + rgb.tobytes())
-    return digest.hexdigest()
+        shown = rgb.width.to_bytes(4, "big") + rgb.height.to_bytes(4, "big") + rgb.tobytes()
+        whole.update(shown)
+        pixels.update(shown)
+    return Fingerprints(whole.hexdigest(), pixels.hexdigest() if prompt.images else None)
 
 
 def log_throughput(counts: Sequence[Measurements]) -> None:

@@ -24,7 +24,7 @@ from lmms_eval_stability.model_wrappers.facts import run_facts
 from lmms_eval_stability.model_wrappers.families import Prompt
 from lmms_eval_stability.model_wrappers.generation import GeneratedRow, GenerationSettings, fill_padding, generate
 from lmms_eval_stability.model_wrappers.loading import LoadOptions, load
-from lmms_eval_stability.model_wrappers.measurements import Measurements, fingerprint, log_throughput
+from lmms_eval_stability.model_wrappers.measurements import Measurements, fingerprints, log_throughput
 from lmms_eval_stability.model_wrappers.preparation import Ahead, OwnCopy, Prepared
 from lmms_eval_stability.model_wrappers.registry import ModelEntry
 from lmms_eval_stability.model_wrappers.repairs import repair_likelihood_tasks
@@ -313,15 +313,17 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         """Return what is known of each prompt of a batch after it was answered."""
         tokens = self._visual_tokens(inputs["input_ids"], session)
         lengths = inputs["attention_mask"].sum(1).tolist()
+        digests = [fingerprints(prompt) for prompt in shown]
         return [
             Measurements(
                 input_tokens=int(length),
-                input_fingerprint=fingerprint(prompt),
+                input_fingerprint=digest.input,
+                image_fingerprint=digest.image,
                 visual_tokens=list(row.visual_tokens),
                 visual_token_layers=list(row.layers),
                 diagnostics={name: list(numbers) for name, numbers in row.diagnostics.items()} or None,
             )
-            for prompt, row, length in zip(shown, tokens, lengths, strict=True)
+            for digest, row, length in zip(digests, tokens, lengths, strict=True)
         ]
 
     def _visual_tokens(self, input_ids: torch.Tensor, session: Session | None) -> Sequence[RowTokens]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lmms_eval_stability.model_wrappers import errors, models
 from lmms_eval_stability.model_wrappers.families import Prompt
-from lmms_eval_stability.model_wrappers.measurements import fingerprint
+from lmms_eval_stability.model_wrappers.measurements import fingerprints
 from lmms_eval_stability.model_wrappers.token_reduction.errors import NothingPrunedError
 from tests.model_wrappers.documents import chat_requests, documents, draw, give_documents
 
@@ -150,14 +150,18 @@ def test_answer_ends_at_the_end_of_sequence_token(tiny_folder: TinyFolder) -> No
 
 def test_fingerprint_sees_text_pixels_and_size() -> None:
     image = draw(1, (20, 10))
-    reference = fingerprint(Prompt("a", (image,)))
-    assert len(reference) == 32
-    assert fingerprint(Prompt("a", (image.copy(),))) == reference
+    reference = fingerprints(Prompt("a", (image,)))
+    assert len(reference.input) == len(reference.image or "") == 32
+    assert fingerprints(Prompt("a", (image.copy(),))) == reference
     changed = image.copy()
     changed.putpixel((3, 3), tuple(255 - v for v in changed.getpixel((3, 3))))  # type: ignore[arg-type, union-attr]
     same_bytes = Image.frombytes("RGB", (10, 20), image.tobytes())
     others = [Prompt("b", (image,)), Prompt("a", (changed,)), Prompt("a", (same_bytes,)), Prompt("a", ())]
-    assert len({reference, *map(fingerprint, others)}) == 5
+    assert len({reference.input, *(fingerprints(prompt).input for prompt in others)}) == 5
+    images = [fingerprints(prompt).image for prompt in others]
+    assert images[0] == reference.image  # whatever is asked about it
+    assert images[3] is None
+    assert len({reference.image, *images}) == 4
 
 
 def test_gen_kwargs_of_the_task_are_not_changed(tiny_folder: TinyFolder) -> None:

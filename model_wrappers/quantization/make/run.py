@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from lmms_eval_stability.model_wrappers.errors import InvalidArgumentError, WrapperError
 from lmms_eval_stability.model_wrappers.families import Prompt, family_for
 from lmms_eval_stability.model_wrappers.loading import LoadedModel, LoadOptions, load, resolve
-from lmms_eval_stability.model_wrappers.measurements import fingerprint
+from lmms_eval_stability.model_wrappers.measurements import fingerprints
 from lmms_eval_stability.model_wrappers.quantization.checkpoints import stored_scheme
 from lmms_eval_stability.model_wrappers.quantization.make import card, output
 from lmms_eval_stability.model_wrappers.quantization.make.calibration import CalibrationSet, Choice, read_task
@@ -249,7 +249,7 @@ def _base_facts(job: Job, source: str, revision: str | None) -> dict[str, Any]:
 
 
 def _calibration_facts(job: Job, documents: CalibrationSet, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    digest = hashlib.sha256("\n".join(fingerprint(prompt) for prompt in prompts).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(fingerprints(prompt).input for prompt in prompts).encode()).hexdigest()
     return {
         "source": documents.source,
         **documents.details,
