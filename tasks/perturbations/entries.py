@@ -34,7 +34,7 @@ class Perturbation:
 
     Attributes:
         name: identifier, in lower case with underscores (``glass_blur``).
-        paper_name: as the paper's tables spell it (``Glass Blur``).
+        paper_name: as the paper's tables spell it (``Frosted Glass``).
         modality: ``image`` or ``text``.
         group: the paper's group (``noise``, ``blur``, ``weather``, ``digital``; ``character``, ``word``, ``sentence``).
         severities: number of levels; they are numbered from 1.

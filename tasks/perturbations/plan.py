@@ -141,7 +141,8 @@ class PerturbationPlan:
     def left_out(self) -> tuple[Level, ...]:
         """Levels whose model or data is not there."""
         if self.modality == "image":
-            return ()
+            missing = {method for method in {level.method for level in self.asked} if self._image_needs(method)}
+            return tuple(level for level in self.asked if level.method in missing)
         from lmms_eval_stability.tasks.perturbations.text import available_levels
 
         available = set(available_levels())
@@ -157,13 +158,26 @@ class PerturbationPlan:
         left = tuple(level for level in self.asked if level not in set(self.left_out))
         if left and (self.missing == "skip" or len(left) == len(self.asked)):
             return left
-        needs = {level.method: methods(self.modality)[level.method].needs for level in self.left_out}
-        listed = "; ".join(f"{method} needs a {' and a '.join(need)}" for method, need in needs.items())
+        if self.modality == "image":
+            listed = "; ".join(dict.fromkeys(self._image_needs(level.method) or "" for level in self.left_out))
+        else:
+            needs = {level.method: methods("text")[level.method].needs for level in self.left_out}
+            listed = "; ".join(f"{method} needs a {' and a '.join(need)}" for method, need in needs.items())
+            listed += ". `lmms-eval-stability perturb resources` says what each needs and how to get it"
         raise MissingResourceError(
             f"{len(self.left_out)} of {len(self.asked)} {self.modality} levels cannot be made here: {listed}."
-            " `lmms-eval-stability perturb resources` says what each needs and how to get it; or write missing: skip in"
-            " the task's perturbation, and these levels are left out of the draw"
+            " Or write missing: skip in the task's perturbation, and these levels are left out of the draw"
         )
+
+    def _image_needs(self, method: str) -> str | None:
+        """Return why a method cannot be applied here, or None."""
+        from lmms_eval_stability.tasks.perturbations.image import check_resources
+
+        try:
+            check_resources(method, official_quirks=self.official_quirks)
+        except MissingResourceError as error:
+            return str(error)
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Return what the results of a run say of the perturbation."""

@@ -298,6 +298,18 @@ def test_levels_without_their_model_are_an_error_or_left_out_for_everyone(
     assert len(described["left_out"]) == 15
 
 
+def test_photographs_that_are_not_there_are_named_before_the_run(
+    twins: Twins, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LMMS_EVAL_STABILITY_FROST_TEXTURES", str(tmp_path))
+    with pytest.raises(MissingResourceError, match=r"task twin_1: 5 of 96 image levels.*missing: skip"):
+        twins.load("{set: paper-96, official_quirks: true}")
+    twin = twins.load("{set: paper-96, official_quirks: true, missing: skip}")
+    assert "frost" not in {level.method for level in twin.plan.levels}
+    assert len(twin.plan.levels) == 91
+    twins.load("{set: paper-96}")  # frost of its own needs none
+
+
 def test_examples_in_the_prompt_are_refused(twins: Twins) -> None:
     twin = twins.load(IMAGE)
     twin.set_config("num_fewshot", 2)
