@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from .choices import Choices
 from .confounders import Confounder, confounders, labels, other_subject
 from .cost import Geometry
-from .divergence import Divergence, average, diverge, with_rerun
+from .divergence import Divergence, average, diverge
 from .doubts import doubtful_logs, doubtful_metrics, doubtful_scores, short_log
 from .errors import OptionError, PairingError, RunFormatError
+from .noise import with_floor
 from .pairing import PairedSamples, pair_samples
 from .problems import Problem
 from .runs import Run, load_run
@@ -54,19 +55,25 @@ class RunComparison:
 
 
 @dataclass(frozen=True)
+class Rerun:
+    """The baseline run again, and the settings in which that run differs from it."""
+
+    run: Run
+    confounders: tuple[Confounder, ...] = ()
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All runs against one baseline.
 
-    `rerun` is the baseline's own re-run when there is one, `rerun_confounders` the settings in which it differs;
-    `prediction` is the policy that says which text of an answer is compared.
+    `reruns` are the baseline's own re-runs; `prediction` is the policy that says which text of an answer is compared.
     """
 
     label: str
     baseline: Run
     runs: tuple[RunComparison, ...]
     correct_at: float
-    rerun: Run | None = None
-    rerun_confounders: tuple[Confounder, ...] = ()
+    reruns: tuple[Rerun, ...] = ()
     prediction: str = SCORED
 
     def records(self) -> list[dict[str, Any]]:
@@ -85,7 +92,7 @@ def compare_runs(
     baseline: str | Path | Run,
     runs: Sequence[str | Path | Run],
     *,
-    rerun: str | Path | Run | None = None,
+    rerun: str | Path | Run | Sequence[str | Path | Run] | None = None,
     correct_at: float = 0.9,
     accept: Collection[str] = (),
     tasks: Sequence[str] = (),
@@ -98,7 +105,7 @@ def compare_runs(
     Args:
         baseline: the unaccelerated run: a path as `load_run` takes it, or a loaded run.
         runs: the runs to compare with it.
-        rerun: the baseline run a second time, as the noise floor of DR.
+        rerun: the baseline run a second time, or several of its re-runs, as the noise floor of DR.
         correct_at: least score that counts as correct, on the benchmark's own scale.
         accept: kinds of problems to count instead of refusing, see `problems.KINDS`.
         tasks: compare these tasks only; all by default.
@@ -113,13 +120,14 @@ def compare_runs(
         raise OptionError("name at least one RUN to compare with the baseline")
     choices = Choices.checked(correct_at, accept, tasks, metric, prediction)
     base, *others = [_load(run, choices) for run in (baseline, *runs)]
-    again = None if rerun is None else _load(rerun, choices)
+    named = [rerun] if isinstance(rerun, (str, Path, Run)) else list(rerun or ())
+    again = [_load(run, choices) for run in named]
     for seen, run in enumerate(others, 1):
         _refuse_twin(run, [base, *others[: seen - 1]])
-    if again is not None:
-        _refuse_twin(again, [base, *others])
-        if differs := other_subject(base, again):
-            raise OptionError(f"--rerun {again.name}: no re-run of {base.name}: {differs}")
+    for seen, run in enumerate(again):
+        _refuse_twin(run, [base, *others, *again[:seen]])
+        if differs := other_subject(base, run):
+            raise OptionError(f"--rerun {run.name}: no re-run of {base.name}: {differs}")
     return _Comparer(base, others, again, choices, on_pairs).compare()
 
 
@@ -140,9 +148,9 @@ class _Comparer:
     """The state of one comparison: labels, rows and problems so far."""
 
     def __init__(
-        self, base: Run, runs: Sequence[Run], rerun: Run | None, choices: Choices, on_pairs: PairSink | None
+        self, base: Run, runs: Sequence[Run], reruns: Sequence[Run], choices: Choices, on_pairs: PairSink | None
     ) -> None:
-        self.base, self.runs, self.rerun, self.choices, self.on_pairs = base, runs, rerun, choices, on_pairs
+        self.base, self.runs, self.reruns, self.choices, self.on_pairs = base, runs, reruns, choices, on_pairs
         self.base_label, *self.labels = labels([base, *runs])
         self.problems: list[Problem] = []
         self.rows: list[list[Divergence]] = [[] for _ in runs]
@@ -160,21 +168,17 @@ class _Comparer:
         if not any(self.rows):
             raise OptionError(f"{self.base.name}: no task in common with {', '.join(run.name for run in self.runs)}")
         finished = tuple(self._finish(i) for i in range(len(self.runs)))
-        again = {} if self.rerun is None else self.rerun.sample_files
-        tasks = tuple(dict.fromkeys(row.task for run in self.rows for row in run if row.task in again))
-        floor = () if self.rerun is None else self._confounders(self.rerun, tasks)
         return Comparison(
             self.base_label,
             self.base,
             finished,
             self.choices.correct_at,
-            self.rerun,
-            floor,
+            tuple(map(self._finish_rerun, self.reruns)),
             self.choices.prediction,
         )
 
     def _check_results_files(self) -> None:
-        for run in (self.base, *self.runs, *([self.rerun] if self.rerun else [])):
+        for run in (self.base, *self.runs, *self.reruns):
             if run.results_file is None:
                 where = str(run.folder / f"{run.run_id}_results.json")
                 examples = (run.results_error,) if run.results_error else ("missing",)
@@ -192,7 +196,7 @@ class _Comparer:
             self.problems.append(problem)
             return
         for i, other in enumerate(self.runs):
-            if run is other or run in (self.base, self.rerun):
+            if run is other or run is self.base or run in self.reruns:
                 self.accepted[i].append(problem)
 
     def _tasks(self) -> list[str]:
@@ -216,12 +220,7 @@ class _Comparer:
         shared = MappingProxyType(pool)
         self._check_described(task, self.base)
         notes = short_log(self.base, base)
-        floor = None
-        if self.rerun is not None and self._has_task(task, self.rerun):
-            table = self._read(self.rerun, task, shared)
-            notes += doubtful_logs(self.base, base, self.rerun, table)
-            floor = self._pair(base, table, self.rerun)
-            del table
+        floors = self._pair_reruns(base, shared, notes)
         for i, run in compared:
             table = self._read(run, task, shared)
             if run is compared[-1][1]:
@@ -231,11 +230,24 @@ class _Comparer:
                 continue
             row = self._measure(i, pairs)
             row = replace(row, cost=table.totals.mean_cost(Geometry.from_facts(run.facts or table.facts)))
-            self.rows[i].append(row if floor is None else with_rerun(row, floor))
+            self.rows[i].append(with_floor(row, pairs, floors) if floors else row)
             self.warnings[i] += [*notes, *short_log(run, table), *doubtful_logs(self.base, base, run, table)]
             if self.on_pairs is not None:
                 self.on_pairs(self.labels[i], pairs)
             del table, pairs  # before the next run's are read
+
+    def _pair_reruns(self, base: SampleTable, pool: Mapping[str, str], notes: list[str]) -> list[PairedSamples]:
+        """The baseline's re-runs paired with it, with no more columns than the noise floor needs."""
+        floors = []
+        for run in self.reruns:
+            if not self._has_task(base.task, run):
+                continue
+            table = self._read(run, base.task, pool)
+            notes += doubtful_logs(self.base, base, run, table)
+            pairs = self._pair(base, table, run)
+            if pairs is not None:
+                floors.append(replace(pairs, frame=pairs.frame[["doc_id", "changed"]].copy()))
+        return floors
 
     def _measure(self, i: int, pairs: PairedSamples) -> Divergence:
         """All numbers of one task of one run; its benchmark's own metrics, and doubts, go where they belong."""
@@ -322,9 +334,10 @@ class _Comparer:
             if one.other_run_ids:
                 others = ", ".join(one.other_run_ids)
                 notes.append(f"{one.name} holds other runs too ({others}); compared is {one.run_id}")
-        if self.rerun is not None and (more := sorted(self.rerun.sample_files.keys() - self.base.sample_files.keys())):
-            notes.append(f"{self.rerun.name} (re-run) holds tasks that the baseline lacks: {', '.join(more)}")
-        unchecked = [one.name for one in (self.base, run, self.rerun) if one is not None and one.results_file is None]
+        for again in self.reruns:
+            if more := sorted(again.sample_files.keys() - self.base.sample_files.keys()):
+                notes.append(f"{again.name} (re-run) holds tasks that the baseline lacks: {', '.join(more)}")
+        unchecked = [one.name for one in (self.base, run, *self.reruns) if one.results_file is None]
         if unchecked:
             notes.append(f"settings not checked: no results JSON for {', '.join(unchecked)}")
         tasks = tuple(row.task for row in rows)
@@ -337,6 +350,11 @@ class _Comparer:
             warnings=tuple(dict.fromkeys(notes)),
             metrics=tuple(self.metrics[i]),
         )
+
+    def _finish_rerun(self, run: Run) -> Rerun:
+        compared = (row.task for rows in self.rows for row in rows)
+        tasks = tuple(task for task in dict.fromkeys(compared) if task in run.sample_files)
+        return Rerun(run, self._confounders(run, tasks))
 
     def _confounders(self, run: Run, tasks: tuple[str, ...]) -> tuple[Confounder, ...]:
         facts = (self.facts.get(self.base.name, {}), self.facts.get(run.name, {}))

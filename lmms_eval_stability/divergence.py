@@ -52,7 +52,9 @@ class Divergence:
         conditional_ndr: ndr as a share of the samples that the baseline has right.
         soft_ndr, soft_pdr: mean loss and mean gain of score; soft_ndr - soft_pdr is the drop over the pairs, exactly.
         mcnemar_p: exact two-sided McNemar test of ndr against pdr.
-        rerun_n, rerun_dr: the baseline against its own re-run. excess_dr: dr - rerun_dr.
+        reruns: re-runs of the baseline that have this task (of the task with the fewest, for the average).
+        rerun_n, rerun_dr: the baseline against its own re-runs, over the samples that all of them have.
+        excess_dr: dr - rerun_dr over the samples that the run has, too, with the ends of its interval.
         tasks: number of tasks in this row.
         same_prediction_flips: verdicts that changed although the prediction did not.
         prediction: which text of an answer was compared: "scored", "filtered" or "raw".
@@ -83,6 +85,9 @@ class Divergence:
     rerun_n: int = 0
     rerun_dr: Rate = NO_RATE
     excess_dr: float = nan
+    excess_dr_low: float = nan
+    excess_dr_high: float = nan
+    reruns: int = 0
     tasks: int = 1
     soft: bool = False
     same_prediction_flips: int = 0
@@ -200,28 +205,16 @@ def diverge(
         soft_unit="fraction" if soft_in_unit or not n else "native",
         unparsable_baseline=pairs.unparsable and pairs.unparsable[0],
         unparsable_run=pairs.unparsable and pairs.unparsable[1],
-        accepted=_counts(pairs),
+        accepted=accepted_counts(pairs),
     )
 
 
-def _counts(pairs: PairedSamples) -> dict[str, int]:
+def accepted_counts(pairs: PairedSamples) -> dict[str, int]:
+    """Rows by kind of problem that was accepted while pairing."""
     counts: dict[str, int] = {}
     for problem in pairs.problems:
         counts[problem.kind] = counts.get(problem.kind, 0) + problem.count
     return counts
-
-
-def with_rerun(row: Divergence, rerun: PairedSamples) -> Divergence:
-    """The row with the noise floor beside it: DR of the baseline against its own re-run, and what is left of DR."""
-    n = len(rerun.frame)
-    floor = wilson(int(rerun.frame["changed"].sum()), n)
-    return replace(
-        row,
-        rerun_n=n,
-        rerun_dr=floor,
-        excess_dr=row.dr.value - floor.value,
-        accepted=row.accepted | {f"rerun_{kind}": count for kind, count in _counts(rerun).items()},
-    )
 
 
 def average(rows: Sequence[Divergence]) -> Divergence:
@@ -273,6 +266,9 @@ def average(rows: Sequence[Divergence]) -> Divergence:
         rerun_n=sum(row.rerun_n for row in rows),
         rerun_dr=mean_rate("rerun_dr"),
         excess_dr=mean(row.excess_dr for row in rows),
+        excess_dr_low=nan,
+        excess_dr_high=nan,
+        reruns=min(row.reruns for row in rows),
         tasks=len(rows),
         soft=any(row.soft for row in rows),
         same_prediction_flips=sum(row.same_prediction_flips for row in rows),

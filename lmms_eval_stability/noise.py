@@ -9,13 +9,13 @@ its re-runs. What no interval here covers is the choice of the first run itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from math import nan
 from typing import TYPE_CHECKING
 
 from .bootstrap import NO_CLUSTER_RATE, ClusterRate, cluster_difference, cluster_rate
-from .divergence import NO_RATE, Rate, wilson
+from .divergence import NO_RATE, Divergence, Rate, accepted_counts, wilson
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,6 +126,31 @@ def excess_divergence(
     own, noise = changed[0], changed[1:].mean(axis=0)
     excess = cluster_difference(own, noise, _labels(docs, clusters), replicates=replicates, level=level, seed=seed)
     return Excess(len(docs), left_out, float(own.mean()), float(noise.mean()), excess)
+
+
+def with_floor(
+    row: Divergence, run: PairedSamples, reruns: Sequence[PairedSamples], clusters: pd.Series | None = None
+) -> Divergence:
+    """The row of `run` with the noise floor beside it, and what is left of its DR.
+
+    Args:
+        row: numbers of `run`. reruns, clusters: as for `excess_divergence`.
+    """
+    floor, excess = noise_floor(reruns, clusters), excess_divergence(run, reruns, clusters).excess
+    accepted = dict(row.accepted)
+    for one in reruns:
+        for kind, count in accepted_counts(one).items():
+            accepted[f"rerun_{kind}"] = accepted.get(f"rerun_{kind}", 0) + count
+    return replace(
+        row,
+        reruns=floor.reruns,
+        rerun_n=floor.n,
+        rerun_dr=floor.dr,
+        excess_dr=excess.value,
+        excess_dr_low=excess.low,
+        excess_dr_high=excess.high,
+        accepted=accepted,
+    )
 
 
 def _aligned(runs: Sequence[PairedSamples]) -> tuple[NDArray[np.int64], int, Floats]:

@@ -29,7 +29,12 @@ _ACCEPT = "\n".join(f"  {name:<12} {kind.what}: {kind.accepted}" for name, kind 
 )
 @click.argument("base")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--rerun", metavar="RUN", help="The baseline run again: its DR is the noise floor of every other DR.")
+@click.option(
+    "--rerun",
+    metavar="RUN",
+    multiple=True,
+    help="The baseline run again: its DR is the noise floor of every other DR; repeatable.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write the report files there.")
 @click.option(
     "--format",
@@ -60,7 +65,7 @@ _ACCEPT = "\n".join(f"  {name:<12} {kind.what}: {kind.accepted}" for name, kind 
 def compare(
     base: str,
     runs: tuple[str, ...],
-    rerun: str | None,
+    rerun: tuple[str, ...],
     output: Path | None,
     layout: str,
     correct_at: float,

@@ -17,12 +17,14 @@ SCHEMA_VERSION = 1
 
 def to_json(comparison: Comparison) -> str:
     """The whole comparison as JSON. What there is not (an interval of an average, say) is null."""
+    reruns = _reruns(comparison)
     summary = {
         "schema_version": SCHEMA_VERSION,
         "correct_at": comparison.correct_at,
         "prediction": comparison.prediction,
         "baseline": _run(comparison.baseline, comparison.label),
-        "rerun": _rerun(comparison),
+        "rerun": next(iter(reruns), None),
+        "reruns": reruns,
         "runs": [_compared(run) for run in comparison.runs],
         "comparisons": comparison.records(),
     }
@@ -53,11 +55,15 @@ def _run(run: Run, label: str) -> dict[str, Any]:
     }
 
 
-def _rerun(comparison: Comparison) -> dict[str, Any] | None:
-    if comparison.rerun is None:
-        return None
-    differences = [asdict(confounder) for confounder in comparison.rerun_confounders]
-    return {**_run(comparison.rerun, f"{comparison.label} (re-run)"), "confounders": differences}
+def _reruns(comparison: Comparison) -> list[dict[str, Any]]:
+    several = len(comparison.reruns) > 1
+    return [
+        {
+            **_run(again.run, f"{comparison.label} (re-run{f' {number}' if several else ''})"),
+            "confounders": [asdict(confounder) for confounder in again.confounders],
+        }
+        for number, again in enumerate(comparison.reruns, 1)
+    ]
 
 
 def _compared(run: RunComparison) -> dict[str, Any]:

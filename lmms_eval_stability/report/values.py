@@ -72,12 +72,15 @@ def floor_lines(run: RunComparison, comparison: Comparison) -> list[str]:
     digits = decimals(run.rows)
     with_rerun = [row for row in run.rows if not isnan(row.rerun_dr.value)]
     lines = [
-        f"re-run of the baseline{f' ({row.task})' if len(run.rows) > 1 else ''}: DR {rate(row.rerun_dr, digits)}"
-        f" -> excess DR {percent(row.excess_dr, digits)}"
+        f"{'re-run' if row.reruns == 1 else f'{row.reruns} re-runs'} of the baseline"
+        f"{f' ({row.task})' if len(run.rows) > 1 else ''}: DR {rate(row.rerun_dr, digits)}"
+        f" -> excess DR {rate(Rate(row.excess_dr, row.excess_dr_low, row.excess_dr_high), digits)}"
         for row in with_rerun
     ]
-    if comparison.rerun is not None:
-        lines.append(f"re-run confounders: {'; '.join(map(str, comparison.rerun_confounders)) or 'none'}")
+    several = len(comparison.reruns) > 1
+    for again in comparison.reruns:
+        name = f" of {again.run.name}" if several else ""
+        lines.append(f"re-run confounders{name}: {'; '.join(map(str, again.confounders)) or 'none'}")
     return lines
 
 

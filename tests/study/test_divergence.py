@@ -12,7 +12,8 @@ from scipy.stats import binomtest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from lmms_eval_stability.divergence import AVERAGE, Divergence, average, diverge, mcnemar_exact, wilson, with_rerun
+from lmms_eval_stability.divergence import AVERAGE, Divergence, average, diverge, mcnemar_exact, wilson
+from lmms_eval_stability.noise import with_floor
 from lmms_eval_stability.pairing import PairedSamples, pair_samples
 from lmms_eval_stability.samples import SampleTable
 from lmms_eval_stability.verdicts import adapter_for, judge
@@ -120,9 +121,21 @@ def test_a_flip_without_another_prediction_is_counted() -> None:
 
 def test_rerun_gives_floor_and_excess() -> None:
     again = [("red", 1.0), ("blue", 1.0), ("two", 0.0), ("yes", 1.0), ("nope", 0.0)]
-    row = with_rerun(compare(BEFORE, AFTER), paired(BEFORE, again))
-    assert (row.rerun_n, row.rerun_dr.value) == (5, 0.2)
+    row = with_floor(compare(BEFORE, AFTER), paired(BEFORE, AFTER), [paired(BEFORE, again)])
+    assert (row.reruns, row.rerun_n, row.rerun_dr) == (1, 5, wilson(1, 5))
     assert row.excess_dr == pytest.approx(0.4)
+    assert row.excess_dr_low < 0.4 < row.excess_dr_high
+
+
+def test_several_reruns_share_one_floor() -> None:
+    again = [("red", 1.0), ("blue", 1.0), ("two", 0.0), ("yes", 1.0), ("nope", 0.0)]
+    floors = [paired(BEFORE, again), paired(BEFORE, BEFORE)]
+    row = with_floor(compare(BEFORE, AFTER), paired(BEFORE, AFTER), floors)
+    assert (row.reruns, row.rerun_n, row.rerun_dr.value) == (2, 5, pytest.approx(0.1))
+    assert row.excess_dr == pytest.approx(0.5)
+    average_row = average([row, compare(BEFORE, AFTER)])
+    assert average_row.reruns == 0
+    assert math.isnan(average_row.excess_dr_low)
 
 
 def test_average_is_unweighted_and_has_no_intervals() -> None:

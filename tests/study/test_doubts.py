@@ -13,6 +13,13 @@ from .conftest import BASE, FASTV, STAMP, Row, WriteRun, sample, samples, sample
 from .test_hostile_logs import refused
 
 Compare = Callable[..., Result]
+OTHER_BATCH: Row = {
+    "model": "llava_baseline",
+    "model_args": "pretrained=demo",
+    "batch_size": "8",
+    "limit": None,
+    "gen_kwargs": "",
+}
 
 
 def measured(rows: list[Row], **facts: object) -> list[Row]:
@@ -39,14 +46,7 @@ def test_a_rerun_must_use_the_method_in_the_same_way(write_run: WriteRun, run_co
 def test_confounders_of_the_rerun_are_printed(
     base: Path, fastv: Path, write_run: WriteRun, run_compare: Compare
 ) -> None:
-    config = {
-        "model": "llava_baseline",
-        "model_args": "pretrained=demo",
-        "batch_size": "8",
-        "limit": None,
-        "gen_kwargs": "",
-    }
-    again = write_run("again", {"gqa": BASE}, config=config)
+    again = write_run("again", {"gqa": BASE}, config=OTHER_BATCH)
     assert "\nre-run confounders: batch_size 1 against 8\n" in run_compare(base, fastv, "--rerun", again).stdout
     assert "re-run confounders: none" in run_compare(base, fastv, "--rerun", write_run("same", {"gqa": BASE})).stdout
     summary = json.loads(run_compare(base, fastv, "--rerun", again, "--format", "json").stdout)
@@ -128,3 +128,20 @@ def test_native_scores_in_percent_are_no_doubt(write_run: WriteRun, run_compare:
 def test_scores_beyond_one_still_ask_for_the_threshold(write_run: WriteRun, run_compare: Compare) -> None:
     base, run = (write_run(name, {"gqa": [sample(0, name, 80.0)]}, model=name) for name in "ab")
     assert "scores are not within 0 to 1; is --correct-at 0.9 what you mean?" in run_compare(base, run).stdout
+
+
+def test_several_reruns_are_one_floor(base: Path, fastv: Path, write_run: WriteRun, run_compare: Compare) -> None:
+    same = write_run("same", {"gqa": BASE})
+    other = write_run("other", {"gqa": [*BASE[:4], sample(4, "nope", 0.0)]}, config=OTHER_BATCH)
+    result = run_compare(base, fastv, "--rerun", same, "--rerun", other)
+    assert "2 re-runs of the baseline: DR 10.0 [" in result.stdout
+    assert " -> excess DR 50.0 [" in result.stdout
+    assert f"re-run confounders of {same}: none" in result.stdout
+    assert f"re-run confounders of {other}: batch_size 1 against 8" in result.stdout
+    summary = json.loads(run_compare(base, fastv, "--rerun", same, "--rerun", other, "--format", "json").stdout)
+    assert [one["path"] for one in summary["reruns"]] == [str(same), str(other)]
+    assert summary["rerun"] == summary["reruns"][0]
+    (record,) = summary["comparisons"]
+    assert (record["reruns"], record["rerun_n"], record["excess_dr"]) == (2, 5, 0.5)
+    assert record["excess_dr_low"] < 0.5 < record["excess_dr_high"]
+    refused(run_compare(base, fastv, "--rerun", same, "--rerun", same), "are the same run")

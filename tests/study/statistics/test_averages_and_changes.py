@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from lmms_eval_stability.averages import WEIGHTED_AVERAGE, weighted_average
 from lmms_eval_stability.changes import changes
-from lmms_eval_stability.divergence import average, diverge, mcnemar_exact, wilson, with_rerun
+from lmms_eval_stability.divergence import average, diverge, mcnemar_exact, wilson
+from lmms_eval_stability.noise import with_floor
 from lmms_eval_stability.pairing import PairedSamples
 from tests.study.statistics.builders import pairs
 
@@ -94,8 +95,9 @@ def test_tasks_of_one_size_give_the_unweighted_values() -> None:
 def test_floor_needs_a_rerun_of_every_task() -> None:
     small, large = rows(SMALL, LARGE)
     noise = pairs([1] * 16, [1] * 16, (["a"] * 16, ["b"] * 2 + ["a"] * 14))
-    assert math.isnan(weighted_average([small, with_rerun(large, noise)]).rerun_dr.value)
-    mean = weighted_average([with_rerun(small, pairs([1, 1, 0, 0], [1, 1, 0, 0])), with_rerun(large, noise)])
+    assert math.isnan(weighted_average([small, with_floor(large, LARGE, [noise])]).rerun_dr.value)
+    calm = pairs([1, 1, 0, 0], [1, 1, 0, 0])
+    mean = weighted_average([with_floor(small, SMALL, [calm]), with_floor(large, LARGE, [noise])])
     assert mean.rerun_dr == wilson(2, 20)
     assert mean.excess_dr == pytest.approx(mean.dr.value - 2 / 20)
 
