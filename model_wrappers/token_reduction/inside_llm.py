@@ -156,7 +156,8 @@ def _refuse_model(model: Any, decoder: Any) -> None:
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()) or getattr(config, "sliding_window", None):
         raise UnsupportedModelError(
             "token reduction inside the language model does not support sliding-window attention: its windows would be"
-            " counted over the tokens that are left"
+            " counted over the tokens that are left. If prompts are shorter than the window, set sliding_window to null"
+            " in the text_config of the checkpoint's config.json"
         )
     kernel = config._attn_implementation
     if kernel not in ("eager", "sdpa") and ("flash" not in kernel or "|" in kernel):
