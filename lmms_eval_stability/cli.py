@@ -28,6 +28,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "compare": Command("lmms_eval_stability.commands.compare:compare", "Compare runs with a baseline by sample."),
     "demo": Command("lmms_eval_stability.commands.demo:demo", "Run the demo study on the model that is shipped."),
+    "gate": Command("lmms_eval_stability.commands.gate:gate", "Hold a comparison against limits: PASS or FAIL."),
     "models": Command("lmms_eval_stability.commands.registered:models", "List the models added to lmms-eval."),
     "perturb": Command("lmms_eval_stability.commands.perturb:perturb", "Show, list or store perturbed inputs."),
     "show-tokens": Command(
