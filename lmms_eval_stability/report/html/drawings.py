@@ -1,0 +1,174 @@
+"""The figures of a page: the frames behind them, and which there is something to draw for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import isfinite, nan, prod
+from typing import TYPE_CHECKING
+
+from ...calibration import flip_rate_by_margin
+from ...comparison import Comparison
+from ...divergence import AVERAGE
+from ...overlap import overlap_table
+from .collect import PageCollector, membership
+from .details import LogDetails, speedup
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from ..figures import Theme
+
+#: Bins of margins hold at least so many samples, as long as there are three of them; there are at most ten.
+_IN_BIN = 50
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """The frames behind the figures, for `report.figures`.
+
+    Attributes:
+        records: `Comparison.table`.
+        overlap: `overlap.overlap_table` of the negatively diverged samples, over all tasks.
+        membership: one row per sample that all runs have, one bool column per run: whether it diverges negatively.
+        left_out: samples that are not in `membership` because some run lacks them.
+        margins: run -> `calibration.flip_rate_by_margin`, over all tasks.
+        costs: run, speedup, tokens, flops (nan where no log says) and dr, ndr with their intervals.
+    """
+
+    records: pd.DataFrame
+    overlap: pd.DataFrame
+    membership: pd.DataFrame
+    left_out: int
+    margins: Mapping[str, pd.DataFrame]
+    costs: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, before it is drawn in the colours of a theme."""
+
+    title: str
+    caption: str
+    draw: Callable[[Theme], Figure]
+
+
+def gather(
+    comparison: Comparison,
+    pairs: PageCollector,
+    baseline: Mapping[str, LogDetails],
+    answers: Mapping[tuple[str, str], LogDetails],
+    names: Mapping[str, str],
+) -> FigureData:
+    """The frames behind the figures.
+
+    Args:
+        comparison, pairs: the comparison and what its `on_pairs` received.
+        baseline: by task, what the baseline's log says. answers: by (task, run), what the run's log says.
+        names: short names of the runs by their labels.
+    """
+    sets = {names[run]: one for run, one in pairs.negative_sets().items()}
+    members, left_out = membership(sets)
+    return FigureData(
+        records=comparison.table.assign(run=lambda table: table["run"].map(names)),
+        overlap=overlap_table(sets),
+        membership=members,
+        left_out=left_out,
+        margins={names[run]: _margins(run, pairs, baseline) for run in pairs.runs},
+        costs=_costs(comparison, baseline, answers).assign(run=lambda table: table["run"].map(names)),
+    )
+
+
+def _margins(run: str, pairs: PageCollector, baseline: Mapping[str, LogDetails]) -> pd.DataFrame:
+    margins: list[float] = []
+    flipped: list[bool] = []
+    for part in pairs.parts:
+        if part.run == run:
+            known = baseline[part.task].margin
+            margins += [known.get(doc, nan) for doc in part.doc_id.tolist()]
+            flipped += (part.flip != 0).tolist()
+    known_margins = sum(map(isfinite, margins))
+    return flip_rate_by_margin(margins, flipped, bins=max(3, min(10, known_margins // _IN_BIN)))
+
+
+def _costs(
+    comparison: Comparison,
+    baseline: Mapping[str, LogDetails],
+    answers: Mapping[tuple[str, str], LogDetails],
+) -> pd.DataFrame:
+    """One row per run: geometric mean of the tasks' speed-ups, mean of kept tokens; nan where a task does not say."""
+    import pandas as pd
+
+    rows = []
+    for run in comparison.runs:
+        last = run.rows[-1]  # the only task, or the average
+        logs = [(baseline[row.task], answers[row.task, run.label]) for row in run.rows if row.task != AVERAGE]
+        gains = [speedup(base.answer_ms, own.answer_ms) for base, own in logs]
+        kept = [_mean(list(own.kept.values())) for _, own in logs]
+        rows.append(
+            {"run": run.label, "speedup": prod(gains) ** (1 / len(gains)), "tokens": _mean(kept)}
+            | {"flops": last.cost.flops_ratio}
+            | {f"{name}{end}": last.record()[f"{name}{end}"] for name in ("dr", "ndr") for end in ("", "_low", "_high")}
+        )
+    table = pd.DataFrame(rows)
+    numbers: pd.DataFrame = table.drop(columns="run").astype(float)
+    return table[["run"]].join(numbers)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else nan
+
+
+def figures_of(data: FigureData) -> dict[str, Drawing]:
+    """All figures that there is something to draw for: by the name of their files."""
+    from ..figures import draw_margin, draw_overlap, draw_score_drop, draw_upset
+
+    found: dict[str, Drawing] = {
+        "score_drop": Drawing(
+            "Score drop and divergence",
+            "Each point is a run on a task, with 95 % intervals. A point far above the dotted line (rate = drop) is a "
+            "score that hides changed answers.",
+            lambda theme: draw_score_drop(data.records, theme),
+        )
+    }
+    found |= _pareto_figures(data)
+    if any(len(table) for table in data.margins.values()):
+        found["margin"] = Drawing(
+            "Flips by margin",
+            "Share of samples whose verdict changes, by how close the baseline's first token was to its runner-up.",
+            lambda theme: draw_margin(data.margins, theme),
+        )
+    if len(data.overlap):
+        found["overlap"] = Drawing(
+            "Do methods break the same samples?",
+            "Negatively diverged samples of the row's run that diverge in the column's run, too, in percent; below, "
+            "as a multiple of what independent methods would share. n is the size of each run's set.",
+            lambda theme: draw_overlap(data.overlap, theme=theme),
+        )
+        found["upset"] = Drawing(
+            "Which methods break a sample together",
+            "Negatively diverged samples by the exact combination of runs under which they diverge."
+            + (f" {data.left_out} samples are left out: some run lacks them." if data.left_out else ""),
+            lambda theme: draw_upset(data.membership, theme=theme),
+        )
+    return found
+
+
+def _pareto_figures(data: FigureData) -> dict[str, Drawing]:
+    from ..figures import draw_pareto
+
+    words = {
+        "tokens": "visual tokens kept, mean over decoder layers",
+        "speedup": "speed, as the logs have it: median time of an answer (prefill and decoding) in the baseline over "
+        "that in the run; comparable only if both ran alone on the same device with the same batch size",
+    }
+    return {
+        f"pareto_{axis}": Drawing(
+            f"Divergence against {'kept tokens' if axis == 'tokens' else 'measured speed'}",
+            f"NDR against {about}. Filled: no other run is better on both axes.",
+            lambda theme, axis=axis: draw_pareto(data.costs, axis, theme=theme),  # type: ignore[misc]
+        )
+        for axis, about in words.items()
+        if any(isfinite(value) for value in data.costs[axis])
+    }
