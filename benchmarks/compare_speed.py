@@ -2,6 +2,7 @@
 
     python benchmarks/compare_speed.py                # 214,354 rows a run, about 600 bytes a row
     python benchmarks/compare_speed.py --rows 20000
+    python benchmarks/compare_speed.py --per-image 5  # with image ids, so that intervals come from the bootstrap
 
 Both programs run in processes of their own, one after the other, several times; the median counts. The rival reads
 both logs with `pandas.read_json(lines=True)`, merges on doc_id and prints DR and NDR: what a careful user writes by
@@ -48,8 +49,11 @@ class Cost:
     megabytes: float
 
 
-def write_run(folder: Path, rows: int, model: str, changed: float) -> Path:
-    """A run of `rows` VQAv2-like samples, `changed` of them with another answer. Returns the samples file."""
+def write_run(folder: Path, rows: int, model: str, changed: float, per_image: int = 0) -> Path:
+    """A run of `rows` VQAv2-like samples, `changed` of them with another answer. Returns the samples file.
+
+    With `per_image`, about so many questions share an image, whose fingerprint is in the log.
+    """
     questions, answers = random.Random(1), random.Random(model)
     words = WORDS.split()
     home = folder / "llava-hf__llava-1.5-7b-hf"
@@ -76,6 +80,9 @@ def write_run(folder: Path, rows: int, model: str, changed: float) -> Path:
                 "answer_logprob": -0.125,
                 "first_token_logprobs": [[3869, "Yes", -0.11], [1939, "No", -2.3]],
             }
+            if per_image:
+                image = random.Random(doc_id).randrange(rows // per_image + 1)
+                measured["image_fingerprint"] = f"{image * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128):032x}"
             row = {
                 "doc_id": doc_id,
                 "target": target,
@@ -113,11 +120,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=VQAV2_ROWS)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--per-image", type=int, default=0, help="questions per image; 0: no image ids")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base = write_run(folder / "base", args.rows, "llava_baseline", 0.0)
-        run = write_run(folder / "fastv", args.rows, "llava_fastv", 0.12)
+        base = write_run(folder / "base", args.rows, "llava_baseline", 0.0, args.per_image)
+        run = write_run(folder / "fastv", args.rows, "llava_fastv", 0.12, args.per_image)
         print(f"{args.rows} rows a run, {base.stat().st_size / args.rows:.0f} bytes a row")
         program = [sys.executable, "-m", "lmms_eval_stability.cli", "compare"]
         compare = [*program, str(folder / "base"), str(folder / "fastv")]

@@ -64,6 +64,7 @@ def weighted_average(rows: Sequence[Divergence], correct_baseline: Sequence[int]
         soft_ndr=mean(row.soft_ndr for row in rows) if soft_fractions else nan,
         soft_pdr=mean(row.soft_pdr for row in rows) if soft_fractions else nan,
         mcnemar_p=mcnemar_exact(negative, positive) if n else nan,
+        intervals="wilson",
         rerun_dr=floor,
         excess_dr=mean(row.excess_dr for row in rows),
     )

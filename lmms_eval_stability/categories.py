@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 #: Name of the category of samples whose log names none; they are shown, not dropped.
 NO_CATEGORY = "(none)"
-#: Name of the cluster in the table of `read_labels`.
-CLUSTER = "cluster"
+#: Names of what says which samples belong together: the benchmark's own record, and the pixels that the model saw.
+CLUSTER, IMAGE = "cluster", "image"
+#: Dimension of perturbed tasks, and its category of samples that their perturbation left as they were.
+INPUT, UNCHANGED = "perturbed input", "unchanged"
 
 _POPE_SPLITS = {"pope_adv": "adversarial", "pope_pop": "popular", "pope_random": "random"}
 _POPE_SPLIT, _POPE_IMAGE = 3000, 6
@@ -39,11 +41,13 @@ class Dimension:
         name: what a table calls it.
         tasks: lmms-eval task names; each also stands for every name that goes on with "_". None: any task.
         extract: (task, logged line) -> category; None where the line does not say.
+        key: the lines' key without which `extract` finds nothing; "" where that is not one key.
     """
 
     name: str
     tasks: tuple[str, ...] | None
     extract: Extractor
+    key: str = ""
 
     def covers(self, task: str) -> bool:
         """Whether the log of this task may name such categories."""
@@ -77,6 +81,21 @@ def _field(key: str, name: str) -> Extractor:
 def _level(task: str, row: Row) -> str | None:
     method, severity = (_field("perturbation", name)(task, row) for name in ("method", "severity"))
     return f"{method} {severity}" if method and severity else None
+
+
+def _input(_: str, row: Row) -> str | None:
+    """Whether the perturbation changed anything: a level for letters leaves a question of digits as it is, say."""
+    record = row.get("perturbation")
+    changed = record.get("changed") if isinstance(record, dict) else None
+    return ("changed" if changed else UNCHANGED) if isinstance(changed, bool) else None
+
+
+def _image(_: str, row: Row) -> str | None:
+    """The digest of the pixels that the model saw, as models of this package log it."""
+    counts = row.get("token_counts")
+    measured = counts[0] if type(counts) is list and counts else None
+    digest = measured.get("image_fingerprint") if type(measured) is dict else None
+    return digest if type(digest) is str and digest else None
 
 
 def _pope_place(task: str, row: Row) -> int | None:
@@ -120,9 +139,10 @@ DIMENSIONS: tuple[Dimension, ...] = (
     Dimension("kind", ("vqa_rad",), _field("vqa_rad_record", "kind")),
     Dimension("kind", ("llava_med_conversation",), _field("llava_med_record", "kind")),
     Dimension("domain", ("llava_med_conversation",), _field("llava_med_record", "domain")),
-    Dimension("perturbation", None, _field("perturbation", "method")),
-    Dimension("severity", None, _field("perturbation", "severity")),
-    Dimension("perturbation level", None, _level),
+    Dimension(INPUT, None, _input, "perturbation"),
+    Dimension("perturbation", None, _field("perturbation", "method"), "perturbation"),
+    Dimension("severity", None, _field("perturbation", "severity"), "perturbation"),
+    Dimension("perturbation level", None, _level, "perturbation"),
 )
 
 #: Where a log says which samples belong together: questions about one image, rotations of one question.
@@ -132,13 +152,36 @@ CLUSTERS: tuple[Dimension, ...] = (
     Dimension(CLUSTER, ("shapes_vqa",), _field("shapes_record", "image_id")),
     Dimension(CLUSTER, ("vqa_rad",), _field("vqa_rad_record", "image_id")),
     Dimension(CLUSTER, ("llava_med_conversation",), _field("llava_med_record", "image_id")),
+    Dimension(IMAGE, None, _image, "token_counts"),
 )
 
 
 def labels_of(task: str, row: Row) -> dict[str, str]:
     """The categories, and the cluster, that one logged line names: name of the dimension -> category."""
-    found = ((one.name, one.extract(task, row)) for one in (*DIMENSIONS, *CLUSTERS) if one.covers(task))
-    return {name: category for name, category in found if category is not None}
+    return labeller(task)(row)
+
+
+def labeller(*tasks: str) -> Callable[[Row], dict[str, str]]:
+    """`labels_of` for many lines of one task.
+
+    Args:
+        tasks: the task's name and others that say what its lines hold, as the name of the task that it perturbs.
+    """
+    covered = [
+        (one.name, one.key, one.extract, task)
+        for one in (*DIMENSIONS, *CLUSTERS)
+        for task in [next(filter(one.covers, tasks), None)]
+        if task is not None
+    ]
+
+    def labels(row: Row) -> dict[str, str]:
+        found = {}
+        for name, key, extract, task in covered:
+            if (not key or key in row) and (category := extract(task, row)) is not None:
+                found[name] = category
+        return found
+
+    return labels
 
 
 def read_labels(path: Path, task: str) -> pd.DataFrame:

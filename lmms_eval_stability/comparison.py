@@ -12,7 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from .categories import labeller
 from .choices import Choices
+from .clusters import find_clusters, with_clusters
 from .confounders import Confounder, confounders, labels, other_subject
 from .cost import Geometry
 from .divergence import Divergence, average, diverge
@@ -215,7 +217,8 @@ class _Comparer:
         compared = [(i, run) for i, run in enumerate(self.runs) if self._has_task(task, run)]
         if not compared:
             return
-        base = self._read(self.base, task, pool)
+        base = self._read(self.base, task, pool, labelled=True)
+        clusters = find_clusters(base.labels)
         # the other runs share the baseline's texts, and do not keep their own beyond their turn
         shared = MappingProxyType(pool)
         self._check_described(task, self.base)
@@ -228,9 +231,10 @@ class _Comparer:
             pairs = self._pair(base, table, run)
             if pairs is None:
                 continue
-            row = self._measure(i, pairs)
+            row = with_clusters(self._measure(i, pairs), pairs, clusters)
             row = replace(row, cost=table.totals.mean_cost(Geometry.from_facts(run.facts or table.facts)))
-            self.rows[i].append(with_floor(row, pairs, floors) if floors else row)
+            codes = None if clusters is None else clusters.codes
+            self.rows[i].append(with_floor(row, pairs, floors, codes) if floors else row)
             self.warnings[i] += [*notes, *short_log(run, table), *doubtful_logs(self.base, base, run, table)]
             if self.on_pairs is not None:
                 self.on_pairs(self.labels[i], pairs)
@@ -280,9 +284,11 @@ class _Comparer:
             self._check_described(task, run)
         return len(holders) == 2
 
-    def _read(self, run: Run, task: str, pool: Mapping[str, str]) -> SampleTable:
+    def _read(self, run: Run, task: str, pool: Mapping[str, str], labelled: bool = False) -> SampleTable:
         rules = with_policy(self._rules(task), self.choices.prediction)
-        table = run.samples(task, self.choices.metric(task), pool, rules)
+        # whatever the categories and images of a document are, one run's log says it
+        find = labeller(task, *self._perturbed(task)) if labelled else None
+        table = run.samples(task, self.choices.metric(task), pool, rules, find)
         if table.metric in run.task(task).lower_is_better:
             raise OptionError(f"task {task}, {run.name}: less {table.metric} is better; name another one with --metric")
         if table.facts:
@@ -298,8 +304,12 @@ class _Comparer:
 
     def _rules(self, task: str, exact_match: Mapping[str, Any] | None = None) -> Adapter:
         """The rules of a task, or of the one that it perturbs: the same ones for the baseline and all runs."""
-        perturbed = (run.task(task).base_task for run in (self.base, *self.runs))
-        return adapter_for(next(filter(None, perturbed), task), exact_match)
+        return adapter_for(next(iter(self._perturbed(task)), task), exact_match)
+
+    def _perturbed(self, task: str) -> list[str]:
+        """The task that this one perturbs, if a results JSON says so."""
+        stated = (run.task(task).base_task for run in (self.base, *self.runs))
+        return [name for name in stated if name][:1]
 
     def _adapter(self, task: str, table: SampleTable) -> Adapter:
         """The rules for the answers of a table, where no adapter names the task by what is in it."""

@@ -21,7 +21,7 @@ AVERAGE = "average"
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of samples with its 95 % Wilson interval; all nan when there was nothing to count."""
+    """A share of samples with its 95 % interval (Wilson's, or as it says); all nan when there was nothing to count."""
 
     value: float
     low: float
@@ -60,6 +60,10 @@ class Divergence:
         prediction: which text of an answer was compared: "scored", "filtered" or "raw".
         unparsable_baseline, unparsable_run: answers in which the benchmark finds no choice; None where it looks for
             none, or where the text was compared.
+        intervals: how those of dr, ndr, pdr and conditional_ndr were made: "wilson", which takes all samples as
+            independent, or "cluster bootstrap"; empty for an average, which has none.
+        clusters: clusters among the pairs; 0 where there are none. clustered_by: what names them, see `clusters`.
+        design_effect: of dr, see `bootstrap.ClusterRate`.
         cost: theoretical cost of the run's prompts, the mean over those whose tokens its log counts; see `cost`.
         accepted: rows by kind of problem that `--accept` let pass; kinds of the re-run's pairing begin with "rerun_".
     """
@@ -98,6 +102,10 @@ class Divergence:
     prediction: str = "scored"
     unparsable_baseline: int | None = None
     unparsable_run: int | None = None
+    intervals: str = "wilson"
+    clusters: int = 0
+    clustered_by: str = ""
+    design_effect: float = nan
     cost: Cost = NO_COST
     accepted: dict[str, int] = field(default_factory=dict)
 
@@ -276,6 +284,10 @@ def average(rows: Sequence[Divergence]) -> Divergence:
         fingerprints_equal=sum(row.fingerprints_equal for row in rows),
         unparsable_baseline=total("unparsable_baseline"),
         unparsable_run=total("unparsable_run"),
+        intervals="",
+        clusters=0,
+        clustered_by="",
+        design_effect=nan,
         cost=mean_cost([row.cost for row in rows]),
         adapter=rows[0].adapter if len({row.adapter for row in rows}) == 1 else "mixed",
         accepted=accepted,

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from .errors import RunFormatError, RunNotFoundError
-from .samples import SampleTable, as_number, python_json, read_samples, results_name, samples_name
+from .samples import Labeller, SampleTable, as_number, python_json, read_samples, results_name, samples_name
 from .verdicts import Adapter, adapter_for
 
 
@@ -92,6 +92,7 @@ class Run:
         metric: str | None = None,
         pool: Mapping[str, str] | None = None,
         adapter: Adapter | None = None,
+        labeller: Labeller | None = None,
     ) -> SampleTable:
         """Read the samples of one task.
 
@@ -101,6 +102,7 @@ class Run:
                 and without a results JSON a usual name or the only number there is.
             pool: texts to share with other tables, see `read_samples`.
             adapter: the benchmark's rules; by default those of the task, or of the task that it perturbs.
+            labeller: finds the categories of a line, see `read_samples`.
         """
         if task not in self.sample_files:
             known = ", ".join(self.sample_files)
@@ -111,8 +113,8 @@ class Run:
         if metric or stated:
             # the adapter of just any task guesses: what the results JSON states counts before that
             names = (metric,) if metric else (*stated, *(adapter.metrics if adapter.tasks else ()))
-            return read_samples(path, task, adapter, names, pool, only=True)
-        return read_samples(path, task, adapter, adapter.metrics, pool)
+            return read_samples(path, task, adapter, names, pool, only=True, labeller=labeller)
+        return read_samples(path, task, adapter, adapter.metrics, pool, labeller=labeller)
 
 
 def load_run(path: str | Path, broken_results: bool = False) -> Run:

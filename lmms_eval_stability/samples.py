@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .verdicts.base import Adapter
 
 Row = dict[str, Any]
+#: Names of dimensions -> categories of one line, see `categories.labeller`.
+Labeller = Callable[[Row], Mapping[str, str]]
 
 #: Keys of a sample line that are never a metric.
 RESERVED = frozenset(
@@ -59,6 +61,8 @@ class SampleTable:
         first_list: number of the first line whose answer is neither a text nor a choice; 0 for none.
         n_measured: rows that carry measurements of their model.
         totals: sums of the rows' counts of tokens, for the cost of their prompts.
+        labels: one column per dimension that any line names (text, or None), index doc_id, one row per document; None
+            where nobody asked for them.
         adapter: name of the rules by which the answers were judged; empty before that.
         parses: these rules look for a choice in an answer and may find none.
     """
@@ -76,12 +80,13 @@ class SampleTable:
     adapter: str = ""
     parses: bool = False
     totals: TokenTotals = field(default_factory=TokenTotals)
+    labels: pd.DataFrame | None = None
 
 
 class _Columns:
     """Growing columns. Texts go through `pool`, so that a text repeated in this or another run is stored once."""
 
-    def __init__(self, adapter: Adapter, pool: Mapping[str, str]) -> None:
+    def __init__(self, adapter: Adapter, pool: Mapping[str, str], labeller: Labeller | None = None) -> None:
         self.doc_id, self.line, self.score = array("q"), array("q"), array("d")
         self.target: list[str] = []
         self.input: list[str] = []
@@ -90,10 +95,12 @@ class _Columns:
         self.fingerprint: list[str | None] = []
         self.error: list[str | None] = []
         self.extra: list[Any] = []
+        self.labels: dict[str, list[str | None]] = {}
         self.facts: dict[str, Any] = {}
         self.totals = TokenTotals()
         self.n_choices = self.first_list = self.n_measured = 0
         self.metric = ""
+        self._labeller, self._categories = labeller, dict[str, str]()
         self._adapter, self._logged, self._extra = adapter, adapter.logged_prediction, adapter.extra
         self._intern: Callable[[str, str], str] = pool.setdefault if isinstance(pool, dict) else pool.get
 
@@ -125,7 +132,17 @@ class _Columns:
         self.prediction.append(prediction if prediction is None else intern(prediction, prediction))
         if self._extra is not None:
             self.extra.append(extra)
+        if self._labeller is not None:
+            self._label(self._labeller(row))
         self._measure(row.get("token_counts"))
+
+    def _label(self, found: Mapping[str, str]) -> None:
+        for name in found:
+            if name not in self.labels:
+                self.labels[name] = [None] * (len(self.doc_id) - 1)
+        for name, column in self.labels.items():
+            category = found.get(name)
+            column.append(category if category is None else self._categories.setdefault(category, category))
 
     def _measure(self, counts: Any) -> None:
         """The first request's measurements; models that log none write `[null]`, `[]`, other keys or nothing."""
@@ -139,6 +156,18 @@ class _Columns:
                 self.facts = measured["run"]
         self.fingerprint.append(self._intern(fingerprint, fingerprint) if type(fingerprint) is str else None)
         self.error.append(as_text(error) if error else None)
+
+    def label_frame(self) -> pd.DataFrame | None:
+        """The labels by document; of several lines of a document the first counts, as in pairing."""
+        if self._labeller is None:
+            return None
+        import numpy as np
+        import pandas as pd
+
+        docs = pd.Index(np.array(self.doc_id, dtype=np.int64), name="doc_id")
+        columns = {name: np.array(values, dtype=object) for name, values in self.labels.items()}
+        labels = pd.DataFrame(columns, index=docs, dtype=object)
+        return labels[~docs.duplicated()]
 
     def frame(self) -> pd.DataFrame:
         import numpy as np
@@ -171,6 +200,7 @@ def read_samples(
     candidates: tuple[str, ...] = (),
     pool: Mapping[str, str] | None = None,
     only: bool = False,
+    labeller: Labeller | None = None,
 ) -> SampleTable:
     """Read a `*_samples_<task>.jsonl` file.
 
@@ -182,10 +212,11 @@ def read_samples(
         pool: texts seen so far; pass the same one for both runs of a comparison to hold common texts once. A dict
             grows by the texts of this file, any other mapping is only looked at.
         only: nothing but the candidates can be the score; otherwise the only number of the lines counts, too.
+        labeller: finds the categories of a line, for `SampleTable.labels`.
 
     Raises RunFormatError when it is not clear which number is the score.
     """
-    columns = _Columns(adapter, {} if pool is None else pool)
+    columns = _Columns(adapter, {} if pool is None else pool, labeller)
     columns.metric = find_metric(path, candidates, only, f"task {task}, {path}")
     bad: list[BadLine] = []
     n_bad = 0
@@ -210,6 +241,7 @@ def read_samples(
         columns.first_list,
         columns.n_measured,
         totals=columns.totals,
+        labels=columns.label_frame(),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import isnan
 
+from ..clusters import REPLICATES, SEED
 from ..comparison import Comparison, RunComparison
 from ..cost import describe
 from ..divergence import AVERAGE, Divergence, Rate
@@ -92,6 +93,24 @@ def cost_lines(run: RunComparison) -> list[str]:
     return [f"theoretical cost of a prompt: {'; '.join(costs)}"] if costs else []
 
 
+def interval_line(run: RunComparison) -> str:
+    """How the intervals were made, and over which clusters."""
+    rows = [row for row in run.rows if row.task != AVERAGE]
+    several = len(rows) > 1
+    clustered = [row for row in rows if row.clusters]
+    parts = []
+    if clustered:
+        where = [
+            f"{row.clusters} clusters of {row.n} by {row.clustered_by}{f' ({row.task})' if several else ''}"
+            for row in clustered
+        ]
+        parts.append(f"cluster bootstrap ({REPLICATES:,} replicates, seed {SEED}) over {', '.join(where)}")
+    if len(clustered) < len(rows):
+        alone = f" ({', '.join(row.task for row in rows if not row.clusters)})" if clustered else ""
+        parts.append(f"Wilson, samples taken as independent{alone}")
+    return f"95 % intervals: {'; '.join(parts)}"
+
+
 def metric_cells(metric: PairMetric, run: RunComparison) -> list[str]:
     """One line of the table of the benchmarks' own metrics: the texts under `METRIC_COLUMNS`."""
     digits = decimals(run.rows)
@@ -128,7 +147,7 @@ def footnotes(run: RunComparison) -> list[str]:
         scores = "scores: " + ", ".join(f"{row.metric} ({row.task})" for row in run.rows if row.task != AVERAGE)
     else:
         scores = f"score: {next(iter(metrics))}"
-    lines = [f"input fingerprints: {inputs} · confounders: {different}", scores]
+    lines = [f"input fingerprints: {inputs} · confounders: {different}", scores, interval_line(run)]
     lines += unparsable_lines(run)
     lines += cost_lines(run)
     lines += [f"accepted: {problem.line()}" for problem in run.accepted]
