@@ -100,8 +100,9 @@ class _Reader:
         known = [one for one in (value, low, high) if not isnan(one)]
         if any(not least <= one <= 1 for one in known):
             raise self.fail(f"{where}: {name} must be a fraction in [{least}, 1]")
-        # the interval of excess DR may be over the fewer samples that all runs have, its value not
-        ordered = [one for one in ((low, high) if name == "excess_dr" else (low, value, high)) if not isnan(one)]
+        # a bootstrap's percentiles need not hold the estimate, and excess DR's may be over fewer samples than its value
+        holds = record.get("intervals", "wilson") == "wilson" and name != "excess_dr"
+        ordered = [one for one in ((low, value, high) if holds else (low, high)) if not isnan(one)]
         if any(a > b + _TOLERANCE for a, b in pairwise(ordered)):
             raise self.fail(f"{where}: {name} does not lie within its interval")
         return Rate(100 * value, 100 * low, 100 * high)
