@@ -20,6 +20,7 @@ from .cost import Geometry
 from .divergence import Divergence, average, diverge
 from .doubts import doubtful_logs, doubtful_metrics, doubtful_scores, short_log
 from .errors import OptionError, PairingError, RunFormatError
+from .multiplicity import adjust_rows
 from .noise import with_floor
 from .pairing import PairedSamples, pair_samples
 from .problems import Problem
@@ -169,6 +170,7 @@ class _Comparer:
             raise PairingError(list(dict.fromkeys(self.problems)))
         if not any(self.rows):
             raise OptionError(f"{self.base.name}: no task in common with {', '.join(run.name for run in self.runs)}")
+        self.rows = adjust_rows(self.rows)
         finished = tuple(self._finish(i) for i in range(len(self.runs)))
         return Comparison(
             self.base_label,

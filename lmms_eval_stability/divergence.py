@@ -52,6 +52,9 @@ class Divergence:
         conditional_ndr: ndr as a share of the samples that the baseline has right.
         soft_ndr, soft_pdr: mean loss and mean gain of score; soft_ndr - soft_pdr is the drop over the pairs, exactly.
         mcnemar_p: exact two-sided McNemar test of ndr against pdr.
+        mcnemar_p_holm, mcnemar_p_fdr: the same, adjusted for all tests of a comparison; see `multiplicity`.
+        minimum_detectable_effect: least true difference of accuracies that such a test finds among so many pairs and
+            flips in 80 % of cases, at a level of 5 % for a single test.
         reruns: re-runs of the baseline that have this task (of the task with the fewest, for the average).
         rerun_n, rerun_dr: the baseline against its own re-runs, over the samples that all of them have.
         excess_dr: dr - rerun_dr over the samples that the run has, too, with the ends of its interval.
@@ -86,6 +89,9 @@ class Divergence:
     soft_ndr: float
     soft_pdr: float
     mcnemar_p: float
+    mcnemar_p_holm: float = nan
+    mcnemar_p_fdr: float = nan
+    minimum_detectable_effect: float = nan
     rerun_n: int = 0
     rerun_dr: Rate = NO_RATE
     excess_dr: float = nan
@@ -271,6 +277,9 @@ def average(rows: Sequence[Divergence]) -> Divergence:
         soft_ndr=mean(row.soft_ndr for row in rows) if soft_fractions else nan,
         soft_pdr=mean(row.soft_pdr for row in rows) if soft_fractions else nan,
         mcnemar_p=nan,
+        mcnemar_p_holm=nan,
+        mcnemar_p_fdr=nan,
+        minimum_detectable_effect=nan,
         rerun_n=sum(row.rerun_n for row in rows),
         rerun_dr=mean_rate("rerun_dr"),
         excess_dr=mean(row.excess_dr for row in rows),

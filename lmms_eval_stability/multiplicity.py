@@ -7,8 +7,11 @@ nothing there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import nan, sqrt
+from dataclasses import replace
+from math import isnan, nan, sqrt
 from typing import TYPE_CHECKING
+
+from .divergence import Divergence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,6 +101,25 @@ def adjust(table: pd.DataFrame, p: str = "mcnemar_p", families: Sequence[str] = 
         adjusted[f"{p}_holm"][rows] = holm(values[rows])
         adjusted[f"{p}_fdr"][rows] = benjamini_hochberg(values[rows])
     return table.assign(**adjusted)
+
+
+def adjust_rows(runs: Sequence[Sequence[Divergence]]) -> list[list[Divergence]]:
+    """The rows of a comparison, by run, with adjusted p-values and what their tests could have found.
+
+    All tests, tasks x runs, are one family. An adjusted p is only there where more than one test was made: of a single
+    test it would be the p itself.
+    """
+    p = [row.mcnemar_p for rows in runs for row in rows]
+    several = sum(not isnan(value) for value in p) > 1
+    adjusted = zip(holm(p).tolist(), benjamini_hochberg(p).tolist(), strict=True) if several else None
+
+    def fill(row: Divergence) -> Divergence:
+        by_holm, by_fdr = next(adjusted) if adjusted else (nan, nan)
+        flips = min(1.0, row.ndr.value + row.pdr.value)  # two rates of the same pairs: above 1 by rounding only
+        effect = minimum_detectable_effect(row.n, flips)
+        return replace(row, mcnemar_p_holm=by_holm, mcnemar_p_fdr=by_fdr, minimum_detectable_effect=effect)
+
+    return [[fill(row) for row in rows] for rows in runs]
 
 
 def minimum_detectable_effect(n: int, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float:

@@ -5,14 +5,29 @@ from __future__ import annotations
 import re
 
 from ..comparison import Comparison, RunComparison
-from .values import METRIC_COLUMNS, decimals, floor_lines, footnotes, heading, metric_cells, p_value, rate, score
+from .values import (
+    METRIC_COLUMNS,
+    decimals,
+    floor_lines,
+    footnotes,
+    heading,
+    mcnemar_line,
+    metric_cells,
+    p_value,
+    percent,
+    rate,
+    score,
+)
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#&])")
 
 
 def to_markdown(comparison: Comparison) -> str:
     """One section with a table per run; rates and scores of benchmarks with a scale from 0 to 1 in percent."""
-    return "\n".join(_section(run, comparison) for run in comparison.runs)
+    sections = [_section(run, comparison) for run in comparison.runs]
+    if line := mcnemar_line(comparison):
+        sections.append(f"## All runs together\n\n- {escape(line)}\n")
+    return "\n".join(sections)
 
 
 def escape(text: str) -> str:
@@ -23,7 +38,7 @@ def escape(text: str) -> str:
 def _section(run: RunComparison, comparison: Comparison) -> str:
     digits = decimals(run.rows)
     names = ["task", "n", "baseline", "run", "drop", "DR", "NDR", "PDR", "NDR of correct", "soft NDR", "soft PDR"]
-    names.append("McNemar p")
+    names += ["McNemar p", "p (Holm)", "p (FDR)", "detectable drop"]
     lines = [f"### {escape(heading(run, comparison.label, comparison.correct_at))}", ""]
     lines.append(f"| {' | '.join(names)} |")
     lines.append(f"|---|{'---:|' * (len(names) - 1)}")
@@ -31,7 +46,9 @@ def _section(run: RunComparison, comparison: Comparison) -> str:
         scores = [score(value, row.score_unit, digits) for value in (row.score_baseline, row.score_run, row.drop)]
         rates = [rate(value, digits) for value in (row.dr, row.ndr, row.pdr, row.conditional_ndr)]
         softs = [score(value, row.soft_unit, digits) for value in (row.soft_ndr, row.soft_pdr)]
-        cells = [escape(row.task), str(row.n), *scores, *rates, *softs, p_value(row.mcnemar_p)]
+        tests = [p_value(p) for p in (row.mcnemar_p, row.mcnemar_p_holm, row.mcnemar_p_fdr)]
+        tests.append(percent(row.minimum_detectable_effect, digits))
+        cells = [escape(row.task), str(row.n), *scores, *rates, *softs, *tests]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
     if run.metrics:

@@ -13,6 +13,7 @@ from .values import (
     floor_lines,
     footnotes,
     heading,
+    mcnemar_line,
     metric_cells,
     p_value,
     rate,
@@ -48,6 +49,8 @@ def print_comparison(comparison: Comparison, file: IO[str]) -> None:
             console.print(table)
         for line in [*floor_lines(run, comparison), *footnotes(run)]:
             console.print(Text(line, style="yellow" if line.startswith("warning") else "dim"), soft_wrap=True)
+    for line in filter(None, [mcnemar_line(comparison)]):
+        console.print(Text(f"\n{line}", style="dim"), soft_wrap=True)
 
 
 def _width(console: Console, table: Table) -> int:

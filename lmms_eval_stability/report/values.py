@@ -12,6 +12,8 @@ from ..verdicts import GENERIC, SCORED, PairMetric
 from ..verdicts.policies import FILTERED, RAW
 
 NOTHING = "–"
+#: Of the tests that a report counts as small.
+LEVEL = 0.05
 _POLICY_WORDS = {RAW: "answers as the model wrote them", FILTERED: "answers as filtered"}
 #: Columns of the table of the benchmarks' own metrics.
 METRIC_COLUMNS = ("benchmark metric", "n", "baseline", "run", "drop", "DR", "NDR", "PDR")
@@ -66,6 +68,20 @@ def heading(run: RunComparison, baseline: str, correct_at: float) -> str:
     else:
         answers = f"answers as scored, those of {', '.join(unknown)} as text (no adapter)"
     return f"{run.label} against {baseline} · {answers}" + (f" · soft scores correct at {correct_at:g}" if soft else "")
+
+
+def mcnemar_line(comparison: Comparison) -> str:
+    """How many of all McNemar tests are small, and how many still are when their number is known; "" for one test."""
+    rows = [row for run in comparison.runs for row in run.rows if not isnan(row.mcnemar_p_holm)]
+    if not rows:
+        return ""
+    p, by_holm, by_fdr = (
+        sum(getattr(row, name) <= LEVEL for row in rows) for name in ("mcnemar_p", "mcnemar_p_holm", "mcnemar_p_fdr")
+    )
+    return (
+        f"McNemar tests: {len(rows)}; p <= {LEVEL:g} in {p}, adjusted for their number in {by_holm} (Holm) and "
+        f"{by_fdr} (false discovery rate)"
+    )
 
 
 def floor_lines(run: RunComparison, comparison: Comparison) -> list[str]:

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 import lmms_eval_stability
 from lmms_eval_stability import cli, compare_runs, load_run
+from lmms_eval_stability.multiplicity import minimum_detectable_effect
 
 from .conftest import BASE, FASTV, STAMP, WriteRun, sample, samples
 
@@ -237,3 +238,27 @@ def test_every_key_of_a_record_is_documented(base: Path, fastv: Path) -> None:
     for key in compare_runs(base, [fastv]).records()[0]:
         if not key.endswith(("_low", "_high")):
             assert f"`{key}`" in page, key
+
+
+def test_many_tests_are_adjusted_together(write_run: WriteRun, run_compare: Compare) -> None:
+    right, wrong = samples("y " * 12, [1.0] * 12), samples("n " * 12, [0.0] * 12)
+    base = write_run("base", {"gqa": right, "pope": right})
+    one = write_run("one", {"gqa": wrong[:7] + right[7:], "pope": right}, model="one")
+    two = write_run("two", {"gqa": wrong[:6] + right[6:], "pope": wrong[:1] + right[1:]}, model="two")
+    out = run_compare(base, one, two).stdout
+    # p: 2 / 2^7 and 1, 2 / 2^6 and 1
+    said = "McNemar tests: 4; p <= 0.05 in 2, adjusted for their number in 0 (Holm) and 0 (false discovery rate)"
+    assert out.splitlines()[-1] == said
+    records = json.loads(run_compare(base, one, two, "--format", "json").stdout)["comparisons"]
+    by_task = {(record["run"], record["task"]): record for record in records}
+    assert by_task["one", "gqa"]["mcnemar_p_holm"] == pytest.approx(4 * 2 / 2**7)
+    assert by_task["two", "gqa"]["mcnemar_p_holm"] == pytest.approx(3 * 2 / 2**6)
+    assert by_task["one", "gqa"]["mcnemar_p_fdr"] == by_task["two", "gqa"]["mcnemar_p_fdr"] == pytest.approx(0.0625)
+    assert by_task["one", "pope"]["mcnemar_p_holm"] == 1
+    assert by_task["one", "average"]["mcnemar_p_holm"] is by_task["one", "pope"]["minimum_detectable_effect"] is None
+    effect = minimum_detectable_effect(12, 7 / 12)
+    assert by_task["one", "gqa"]["minimum_detectable_effect"] == pytest.approx(effect)
+    markdown = run_compare(base, one, two, "--format", "markdown").stdout
+    row = next(line for line in markdown.splitlines() if line.startswith("| gqa | 12"))
+    assert row.endswith(f" | 0.016 | 0.062 | 0.062 | {100 * effect:.1f} |")
+    assert "McNemar tests" not in run_compare(base, one, "--task", "gqa").stdout
