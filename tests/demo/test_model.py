@@ -35,7 +35,7 @@ def held_out() -> HeldOutSet:
 
 def test_path_and_what_happens_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert demo.model_path() == demo.MODEL_DIR
-    monkeypatch.setattr(demo, "MODEL_DIR", tmp_path)
+    monkeypatch.setitem(demo.SHORT_NAMES, demo.SHORT_NAME, tmp_path)
     with pytest.raises(FileNotFoundError, match="weights are missing"):
         demo.model_path()
 

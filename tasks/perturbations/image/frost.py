@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.random import RandomState
+from PIL import Image
 from scipy import ndimage
 
 from lmms_eval_stability.tasks.perturbations.entries import MissingResourceError
@@ -116,10 +118,12 @@ def _photograph(file: Path, *, official: bool = False) -> Pixels:
             f"frost: {file} is not the official photograph of that name, so official_quirks cannot reproduce the"
             " official output; take the files of adarobustness/corruption or imagecorruptions"
         )
-    decoded = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR)
-    if decoded is None:
-        raise MissingResourceError(f"frost: {file} is not an image")
-    return np.ascontiguousarray(decoded[..., ::-1])
+    # By Pillow: OpenCV cannot read PNGs in a process where another library brought its own zlib, as decord does.
+    try:
+        with Image.open(io.BytesIO(content)) as decoded:
+            return np.asarray(decoded.convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise MissingResourceError(f"frost: {file} is not an image: {error}") from error
 
 
 def _piece(photograph: Pixels, height: int, width: int, rng: RandomState) -> Pixels:
