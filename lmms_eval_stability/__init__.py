@@ -1,9 +1,11 @@
 """Which answers change when a vision-language model is accelerated: paired study of lmms-eval runs.
 
-    from lmms_eval_stability import compare_runs, load_run
+    from lmms_eval_stability import compare, load_run
 
-    comparison = compare_runs("runs/base", ["runs/fastv"])
-    comparison.table          # a pandas data frame, one row per task
+    found = compare("runs/base", ["runs/fastv"])
+    found.table                                     # a pandas data frame, one row per run and task
+    found.pairs                                     # one row per sample: both answers, verdicts, flips
+    load_run("runs/fastv").samples("gqa").frame     # the log of one task
 
 Importing the package is cheap: what is named here is imported when it is first used.
 """
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .comparison import Comparison, compare_runs
     from .errors import PairingError, StabilityError
+    from .frames import Frames, compare
     from .runs import Run, load_run
 
 try:
@@ -26,14 +29,26 @@ except PackageNotFoundError:  # used from a source tree that was never installed
 
 _EXPORTS = {
     "Comparison": "comparison",
+    "Frames": "frames",
     "PairingError": "errors",
     "Run": "runs",
     "StabilityError": "errors",
+    "compare": "frames",
     "compare_runs": "comparison",
     "load_run": "runs",
 }
 
-__all__ = ["Comparison", "PairingError", "Run", "StabilityError", "__version__", "compare_runs", "load_run"]
+__all__ = [
+    "Comparison",
+    "Frames",
+    "PairingError",
+    "Run",
+    "StabilityError",
+    "__version__",
+    "compare",
+    "compare_runs",
+    "load_run",
+]
 
 
 def __getattr__(name: str) -> Any:
