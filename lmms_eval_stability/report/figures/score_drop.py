@@ -68,8 +68,8 @@ def _draw(axes: Axes, rows: pd.DataFrame, rate: str, look: dict[str, Mark], them
         lengths = np.nan_to_num(np.maximum([values - low, high - values], 0))
         mark = look[str(run)]
         axes.errorbar(
-            drops, values, yerr=lengths, fmt=mark.marker, color=mark.colour, ecolor=f"{mark.colour}80", markersize=6, elinewidth=1,
-            label=label(str(run)),
+            drops, values, yerr=lengths, fmt=mark.marker, color=mark.colour, ecolor=f"{mark.colour}80",
+            markersize=6, elinewidth=1, label=label(str(run)),
         )  # fmt: skip
     axes.set_ylim(0, max(1.0, 1.05 * top))
 

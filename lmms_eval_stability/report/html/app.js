@@ -16,6 +16,7 @@
 
   theme();
   sortable(document.querySelector("#summary table"));
+  document.querySelectorAll("button.widen").forEach(widen);
   const book = Logic.open(JSON.parse($("data").textContent));
   const { data } = book;
   const { docs, rows } = data;
@@ -53,6 +54,14 @@
       apply();
     });
     apply();
+  }
+
+  function widen(button) {
+    button.hidden = false;
+    button.addEventListener("click", () => {
+      const wide = button.closest("figure").classList.toggle("wide");
+      button.setAttribute("aria-pressed", wide);
+    });
   }
 
   function sortable(table) {
@@ -195,6 +204,8 @@
     const [first, last] = Logic.window(list.scrollTop, list.clientHeight, ROW, shown.length, 8);
     const nodes = [];
     for (let place = first; place < last; place++) nodes.push(line(place));
+    // the chosen row is there even out of view: the list names it as its active one
+    if (shown.length && (chosen < first || chosen >= last)) nodes.push(line(chosen));
     $("rows").replaceChildren(...nodes);
     if (shown.length) list.setAttribute("aria-activedescendant", "row-" + chosen);
     else list.removeAttribute("aria-activedescendant");

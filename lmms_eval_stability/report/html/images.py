@@ -176,15 +176,23 @@ def data_url(image: Image, edge: int = EDGE) -> str:
     """The picture as a JPEG of at most `edge` pixels a side; transparent parts become white."""
     from PIL import Image, ImageOps
 
-    small = ImageOps.exif_transpose(image)
+    small = _eight_bit(ImageOps.exif_transpose(image))
     small.thumbnail((edge, edge))
-    if small.mode in ("RGBA", "LA", "P", "PA"):
-        small = small.convert("RGBA")
-        paper = Image.new("RGBA", small.size, "white")
-        small = Image.alpha_composite(paper, small)
+    if small.mode == "RGBA":
+        small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small)
     stream = io.BytesIO()
     small.convert("RGB").save(stream, "JPEG", quality=80, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _eight_bit(image: Image) -> Image:
+    """The picture as RGB, or RGBA if parts may be transparent; 16 bits of grey are scaled, which `convert` cuts off."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(float) / 257).clip(0, 255).astype(np.uint8))
+    return image.convert("RGBA" if image.mode in ("RGBA", "LA", "P", "PA") else "RGB")
 
 
 def _is_plain(task: str) -> bool:

@@ -49,8 +49,9 @@ const Logic = (() => {
     return (book.orders[sort] = found.sort(compare));
   }
 
+  // The words of a query; what stands between double quotes is one.
   function words(query) {
-    return query.toLowerCase().split(/\s+/).filter(Boolean);
+    return Array.from(query.toLowerCase().matchAll(/"([^"]+)"|[^\s"]+/g), (found) => found[1] || found[0]);
   }
 
   // A row matches a word that is part of its question, target, id, or any of its answers; it must match every word.

@@ -183,6 +183,8 @@ def _figure(figure: PageFigure) -> str:
         for theme, content in (("light", figure.light), ("dark", figure.dark))
     )
     return (
-        f'<figure id="figure-{_text(figure.name)}"><h3>{_text(figure.title)}</h3><div class="plot">{pictures}</div>'
+        f'<figure id="figure-{_text(figure.name)}"><div class="title"><h3>{_text(figure.title)}</h3>'
+        f'<button type="button" class="widen" aria-pressed="false" hidden>wide</button></div>'
+        f'<div class="plot">{pictures}</div>'
         f"<figcaption>{_text(figure.caption)}</figcaption></figure>"
     )
