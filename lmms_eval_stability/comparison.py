@@ -22,6 +22,7 @@ from .doubts import doubtful_logs, doubtful_metrics, doubtful_scores, short_log
 from .errors import OptionError, PairingError, RunFormatError
 from .multiplicity import adjust_rows
 from .noise import with_floor
+from .overlap import DivergedSet, TaskOverlap, task_overlaps
 from .pairing import PairedSamples, pair_samples
 from .problems import Problem
 from .runs import Run, load_run
@@ -69,7 +70,8 @@ class Rerun:
 class Comparison:
     """All runs against one baseline.
 
-    `reruns` are the baseline's own re-runs; `prediction` is the policy that says which text of an answer is compared.
+    `reruns` are the baseline's own re-runs; `prediction` is the policy that says which text of an answer is compared;
+    `overlaps` says of each task that several runs have whether they diverge on the same samples.
     """
 
     label: str
@@ -78,6 +80,7 @@ class Comparison:
     correct_at: float
     reruns: tuple[Rerun, ...] = ()
     prediction: str = SCORED
+    overlaps: tuple[TaskOverlap, ...] = ()
 
     def records(self) -> list[dict[str, Any]]:
         """One dict per run and task (and average), nan as None; keys as in `divergence.Divergence`."""
@@ -160,6 +163,7 @@ class _Comparer:
         self.accepted: list[list[Problem]] = [[] for _ in runs]
         self.warnings: list[list[str]] = [[] for _ in runs]
         self.metrics: list[list[PairMetric]] = [[] for _ in runs]
+        self.overlaps: list[TaskOverlap] = []
         self.facts: dict[str, Mapping[str, Any]] = {}
 
     def compare(self) -> Comparison:
@@ -179,6 +183,7 @@ class _Comparer:
             self.choices.correct_at,
             tuple(map(self._finish_rerun, self.reruns)),
             self.choices.prediction,
+            tuple(self.overlaps),
         )
 
     def _check_results_files(self) -> None:
@@ -226,6 +231,8 @@ class _Comparer:
         self._check_described(task, self.base)
         notes = short_log(self.base, base)
         floors = self._pair_reruns(base, shared, notes)
+        negative: dict[str, DivergedSet] = {}
+        changed: dict[str, DivergedSet] = {}
         for i, run in compared:
             table = self._read(run, task, shared)
             if run is compared[-1][1]:
@@ -238,9 +245,11 @@ class _Comparer:
             codes = None if clusters is None else clusters.codes
             self.rows[i].append(with_floor(row, pairs, floors, codes) if floors else row)
             self.warnings[i] += [*notes, *short_log(run, table), *doubtful_logs(self.base, base, run, table)]
+            negative[self.labels[i]], changed[self.labels[i]] = DivergedSet.negative(pairs), DivergedSet.changed(pairs)
             if self.on_pairs is not None:
                 self.on_pairs(self.labels[i], pairs)
             del table, pairs  # before the next run's are read
+        self.overlaps += task_overlaps(task, negative, changed)
 
     def _pair_reruns(self, base: SampleTable, pool: Mapping[str, str], notes: list[str]) -> list[PairedSamples]:
         """The baseline's re-runs paired with it, with no more columns than the noise floor needs."""

@@ -75,6 +75,33 @@ class SharedDivergence:
     counts: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class TaskOverlap:
+    """Whether the runs of a comparison diverge on the same samples of one task.
+
+    Attributes:
+        of: "negative" (right in the baseline, wrong in the run, among those right in the baseline) or "changed".
+        table: as `overlap_table` makes it. shared: over the samples that all runs have.
+    """
+
+    task: str
+    of: str
+    table: pd.DataFrame
+    shared: SharedDivergence
+
+
+def task_overlaps(
+    task: str, negative: Mapping[str, DivergedSet], changed: Mapping[str, DivergedSet]
+) -> list[TaskOverlap]:
+    """Both kinds of overlap of one task's runs, by label; none for fewer than two."""
+    kinds = {"negative": negative, "changed": changed}
+    return [
+        TaskOverlap(task, name, overlap_table(sets), shared_divergence(sets))
+        for name, sets in kinds.items()
+        if len(sets) > 1
+    ]
+
+
 def overlap_table(sets: Mapping[str, DivergedSet]) -> pd.DataFrame:
     """One row per ordered pair of methods, A against B, each over the samples that both have.
 
@@ -137,8 +164,13 @@ def _aligned(sets: Mapping[str, DivergedSet]) -> tuple[NDArray[np.int64], Mask, 
     (name, reference), *others = sets.items()
     docs = reference.doc_id
     for _, one in others:
-        docs = np.intersect1d(docs, one.doc_id, assume_unique=True)
-    places = {key: np.searchsorted(one.doc_id, docs) for key, one in sets.items()}
+        if not np.array_equal(docs, one.doc_id):
+            docs = np.intersect1d(docs, one.doc_id, assume_unique=True)
+    # as many as there are in common: those in common, one by one
+    places = {
+        key: slice(None) if len(one.doc_id) == len(docs) else np.searchsorted(one.doc_id, docs)
+        for key, one in sets.items()
+    }
     risk = reference.at_risk[places[name]]
     for key, one in others:
         differs = one.at_risk[places[key]] != risk

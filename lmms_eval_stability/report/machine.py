@@ -10,6 +10,7 @@ from typing import Any
 
 from ..comparison import Comparison, RunComparison
 from ..runs import Run
+from .sections import overlap_record
 
 #: Raised when a key changes its meaning or goes; new keys do not raise it.
 SCHEMA_VERSION = 1
@@ -27,6 +28,7 @@ def to_json(comparison: Comparison) -> str:
         "reruns": reruns,
         "runs": [_compared(run) for run in comparison.runs],
         "comparisons": comparison.records(),
+        "overlap": [overlap_record(overlap) for overlap in comparison.overlaps],
     }
     return json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 

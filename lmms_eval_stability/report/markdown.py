@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from ..comparison import Comparison, RunComparison
+from .sections import overlap_grid, overlap_lines
 from .values import (
     METRIC_COLUMNS,
     decimals,
@@ -25,9 +27,19 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#&])")
 def to_markdown(comparison: Comparison) -> str:
     """One section with a table per run; rates and scores of benchmarks with a scale from 0 to 1 in percent."""
     sections = [_section(run, comparison) for run in comparison.runs]
-    if line := mcnemar_line(comparison):
-        sections.append(f"## All runs together\n\n- {escape(line)}\n")
+    lines = [*filter(None, [mcnemar_line(comparison)]), *overlap_lines(comparison)]
+    if lines:
+        sections.append("\n".join(["## All runs together", "", *(f"- {escape(line)}" for line in lines), ""]))
+    sections += [_grid(*overlap_grid(overlap)) for overlap in comparison.overlaps]
     return "\n".join(sections)
+
+
+def _grid(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """A table below its title; the first `texts` columns are on the left."""
+    lines = [f"**{escape(title)}**", "", f"| {' | '.join(map(escape, names))} |"]
+    lines.append(f"|{'---|' * texts}{'---:|' * (len(names) - texts)}")
+    lines += [f"| {' | '.join(map(escape, row))} |" for row in rows]
+    return "\n".join(lines) + "\n"
 
 
 def escape(text: str) -> str:

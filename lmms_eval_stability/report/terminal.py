@@ -6,6 +6,7 @@ from typing import IO, TYPE_CHECKING
 
 from ..comparison import Comparison, RunComparison
 from ..divergence import AVERAGE
+from .sections import overlap_lines
 from .values import (
     METRIC_COLUMNS,
     NOTHING,
@@ -49,8 +50,8 @@ def print_comparison(comparison: Comparison, file: IO[str]) -> None:
             console.print(table)
         for line in [*floor_lines(run, comparison), *footnotes(run)]:
             console.print(Text(line, style="yellow" if line.startswith("warning") else "dim"), soft_wrap=True)
-    for line in filter(None, [mcnemar_line(comparison)]):
-        console.print(Text(f"\n{line}", style="dim"), soft_wrap=True)
+    for line in filter(None, [mcnemar_line(comparison), *overlap_lines(comparison)]):
+        console.print(Text(line, style="dim"), soft_wrap=True)
 
 
 def _width(console: Console, table: Table) -> int:
