@@ -11,10 +11,12 @@ from typing import IO, Any
 
 from ..comparison import Comparison
 from ..errors import OutputError
+from ..leaderboard import leaderboards
 from ..pairing import PairedSamples
 from .figure import save_figure
 from .machine import to_csv, to_json
 from .markdown import to_markdown
+from .pairs_parquet import PairsParquet
 
 PAIR_COLUMNS = (
     "task",
@@ -44,20 +46,24 @@ class ReportFolder:
         self._created = False
         self._pairs: IO[str] | None = None
         self._writer: Any = None
+        self._parquet: PairsParquet | None = None
 
     def __enter__(self) -> ReportFolder:
         try:
             self._created = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._pairs = self._temporary("pairs.csv").open("w", encoding="utf-8", errors="replace", newline="")
+            self._parquet = PairsParquet(self._temporary("pairs.parquet").open("wb"))
         except OSError as error:
+            self.__exit__(type(error), error, None)  # what was begun: Python does not call it here
             raise self._failure(error) from error
         self._writer = csv.writer(self._pairs, lineterminator="\n")
         self._writer.writerow(PAIR_COLUMNS)
         return self
 
     def add_pairs(self, run: str, pairs: PairedSamples) -> None:
-        """Append one row per pair to pairs.csv."""
+        """Append one row per pair to pairs.csv and pairs.parquet."""
+        assert self._parquet is not None
         frame = pairs.frame
         # a copy of one chunk at a time: all rows at once as Python objects would be the largest thing in memory
         for start in range(0, len(frame), 20_000):
@@ -65,18 +71,22 @@ class ReportFolder:
             columns = [chunk[name].tolist() for name in PAIR_COLUMNS]
             try:
                 self._writer.writerows(zip(*columns, strict=True))
+                self._parquet.write(columns)
             except OSError as error:
                 raise self._failure(error) from error
 
     def finish(self, comparison: Comparison) -> list[Path]:
         """Write the other files and put all of them in place. Returns their paths."""
         assert self._pairs is not None
+        assert self._parquet is not None
         try:
             self._pairs.close()
+            self._parquet.close()
             for name, text in {
                 "summary.json": to_json(comparison),
                 "divergence.csv": to_csv(comparison),
                 "divergence.md": to_markdown(comparison),
+                **leaderboards(comparison),
             }.items():
                 self._temporary(name).write_text(text, encoding="utf-8", errors="replace")
             for suffix in ("png", "svg"):
@@ -103,6 +113,9 @@ class ReportFolder:
         if self._pairs is not None:
             with suppress(OSError):  # a full disk, once more for what is still buffered: the first error counts
                 self._pairs.close()
+        if self._parquet is not None:
+            with suppress(OSError):
+                self._parquet.close()
         if not self._pending:
             return
         for temporary in self._pending.values():
