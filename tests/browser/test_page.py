@@ -20,11 +20,6 @@ ACTIVE = "return document.activeElement.id"
 CHOSEN = "return document.querySelector('.row[aria-selected=true]').textContent"
 
 
-def names(text: str) -> str:
-    """A row's text says which sample and run it is about."""
-    return text
-
-
 class TestOpening:
     @pytest.mark.parametrize("name", ["small", "pictures", "hostile", "large"])
     def test_without_network_or_complaint(self, browser: Browser, pages: Pages, name: str) -> None:

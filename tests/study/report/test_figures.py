@@ -62,10 +62,9 @@ def bins(names: tuple[str, ...] = RUNS) -> dict[str, pd.DataFrame]:
 
 def costs(names: tuple[str, ...] = RUNS) -> pd.DataFrame:
     n = len(names)
-    return pd.DataFrame(
-        {"run": names, "tokens": np.linspace(0.2, 1, n), "speedup": np.linspace(2, 1, n),
-         "flops": np.linspace(0.3, 1, n), "ndr": np.linspace(0.2, 0, n), "ndr_low": 0.0, "ndr_high": 0.3, "dr": 0.2, "dr_low": 0.1, "dr_high": 0.3}
-    )  # fmt: skip
+    prices = {"tokens": np.linspace(0.2, 1, n), "speedup": np.linspace(2, 1, n), "flops": np.linspace(0.3, 1, n)}
+    rates = {"ndr": np.linspace(0.2, 0, n), "ndr_low": 0.0, "ndr_high": 0.3, "dr": 0.2, "dr_low": 0.1, "dr_high": 0.3}
+    return pd.DataFrame({"run": names, **prices, **rates})
 
 
 def every_figure(names: tuple[str, ...], theme: Theme) -> dict[str, Any]:
