@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 NO_CATEGORY = "(none)"
 #: Names of what says which samples belong together: the benchmark's own record, and the pixels that the model saw.
 CLUSTER, IMAGE = "cluster", "image"
-#: Dimension of perturbed tasks, and its category of samples that their perturbation left as they were.
-INPUT, UNCHANGED = "perturbed input", "unchanged"
+#: Dimension of perturbed tasks, and its categories: samples that the perturbation changed, or left as they were.
+INPUT, CHANGED, UNCHANGED = "perturbed input", "changed", "unchanged"
 
 _POPE_SPLITS = {"pope_adv": "adversarial", "pope_pop": "popular", "pope_random": "random"}
 _POPE_SPLIT, _POPE_IMAGE = 3000, 6
@@ -87,7 +87,7 @@ def _input(_: str, row: Row) -> str | None:
     """Whether the perturbation changed anything: a level for letters leaves a question of digits as it is, say."""
     record = row.get("perturbation")
     changed = record.get("changed") if isinstance(record, dict) else None
-    return ("changed" if changed else UNCHANGED) if isinstance(changed, bool) else None
+    return (CHANGED if changed else UNCHANGED) if isinstance(changed, bool) else None
 
 
 def _image(_: str, row: Row) -> str | None:
@@ -223,13 +223,37 @@ def by_category(
         dimension: its name, for the rows.
         baseline, run, correct_at: as for `diverge`.
     """
+    import pandas as pd
+
     names = _named(pairs.frame["doc_id"].to_numpy(), categories)
+    places = {str(name): rows for name, rows in pd.Series(names).groupby(names, sort=False).indices.items()}
     rows = []
-    for name in sorted(set(names.tolist()), key=_rank):
-        part = pairs.frame[names == name].reset_index(drop=True)
+    for name in sorted(places, key=_rank):
+        part = pairs.frame.iloc[places[name]].reset_index(drop=True)
         own = PairedSamples(pairs.task, pairs.metric, part, complete=False, adapter=pairs.adapter)
         rows.append(CategoryRow(dimension, name, diverge(own, baseline, run, correct_at)))
     return rows
+
+
+def all_categories(
+    pairs: PairedSamples, labels: pd.DataFrame | None, baseline: str, run: str, correct_at: float = 0.9
+) -> list[CategoryRow]:
+    """The numbers of each category of each dimension that a log names.
+
+    Left out are dimensions with one category, which is the whole task; but not whether perturbed inputs differ.
+
+    Args:
+        labels: see `samples.SampleTable`. The rest is as for `by_category`.
+    """
+    found: list[CategoryRow] = []
+    if labels is None:
+        return found
+    for name in labels.columns:
+        if name in (CLUSTER, IMAGE):
+            continue
+        rows = by_category(pairs, labels[name], name, baseline, run, correct_at)
+        found += rows if len(rows) > 1 or (name == INPUT and rows[0].category != NO_CATEGORY) else []
+    return found
 
 
 def category_table(rows: list[CategoryRow]) -> pd.DataFrame:

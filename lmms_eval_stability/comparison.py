@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from .categories import labeller
+from .categories import CategoryRow, all_categories, labeller
 from .choices import Choices
 from .clusters import find_clusters, with_clusters
 from .confounders import Confounder, confounders, labels, other_subject
@@ -47,6 +47,7 @@ class RunComparison:
         accepted: problems that were accepted, each with its count, of this run and of the baseline's re-run.
         warnings: sentences about what to know before believing the numbers.
         metrics: what the benchmarks report beside the score, task by task (F1 of POPE, circular accuracy of MMBench).
+        categories: the numbers of parts of the tasks, where the baseline's log names any.
     """
 
     label: str
@@ -56,6 +57,7 @@ class RunComparison:
     accepted: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = ()
     metrics: tuple[PairMetric, ...] = ()
+    categories: tuple[CategoryRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ class _Comparer:
         self.accepted: list[list[Problem]] = [[] for _ in runs]
         self.warnings: list[list[str]] = [[] for _ in runs]
         self.metrics: list[list[PairMetric]] = [[] for _ in runs]
+        self.categories: list[list[CategoryRow]] = [[] for _ in runs]
         self.overlaps: list[TaskOverlap] = []
         self.facts: dict[str, Mapping[str, Any]] = {}
 
@@ -244,6 +247,8 @@ class _Comparer:
             row = replace(row, cost=table.totals.mean_cost(Geometry.from_facts(run.facts or table.facts)))
             codes = None if clusters is None else clusters.codes
             self.rows[i].append(with_floor(row, pairs, floors, codes) if floors else row)
+            at = self.choices.correct_at
+            self.categories[i] += all_categories(pairs, base.labels, self.base_label, self.labels[i], at)
             self.warnings[i] += [*notes, *short_log(run, table), *doubtful_logs(self.base, base, run, table)]
             negative[self.labels[i]], changed[self.labels[i]] = DivergedSet.negative(pairs), DivergedSet.changed(pairs)
             if self.on_pairs is not None:
@@ -370,6 +375,7 @@ class _Comparer:
             accepted=tuple(dict.fromkeys(self.accepted[i])),
             warnings=tuple(dict.fromkeys(notes)),
             metrics=tuple(self.metrics[i]),
+            categories=tuple(self.categories[i]),
         )
 
     def _finish_rerun(self, run: Run) -> Rerun:

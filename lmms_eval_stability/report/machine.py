@@ -10,7 +10,7 @@ from typing import Any
 
 from ..comparison import Comparison, RunComparison
 from ..runs import Run
-from .sections import overlap_record
+from .sections import category_record, overlap_record
 
 #: Raised when a key changes its meaning or goes; new keys do not raise it.
 SCHEMA_VERSION = 1
@@ -75,4 +75,5 @@ def _compared(run: RunComparison) -> dict[str, Any]:
         "accepted": [asdict(problem) for problem in run.accepted],
         "warnings": list(run.warnings),
         "benchmark_metrics": [metric.record() for metric in run.metrics],
+        "categories": [category_record(one) for one in run.categories],
     }

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ..comparison import Comparison, RunComparison
-from .sections import overlap_grid, overlap_lines
+from .sections import category_grids, overlap_grid, overlap_lines
 from .values import (
     METRIC_COLUMNS,
     decimals,
@@ -38,7 +38,7 @@ def _grid(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], texts
     """A table below its title; the first `texts` columns are on the left."""
     lines = [f"**{escape(title)}**", "", f"| {' | '.join(map(escape, names))} |"]
     lines.append(f"|{'---|' * texts}{'---:|' * (len(names) - texts)}")
-    lines += [f"| {' | '.join(map(escape, row))} |" for row in rows]
+    lines += [f"| {' | '.join([*map(escape, row[:texts]), *row[texts:]])} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -71,4 +71,4 @@ def _section(run: RunComparison, comparison: Comparison) -> str:
             lines.append(f"| {' | '.join([escape(name), *cells])} |")
         lines.append("")
     lines += [f"- {escape(line)}" for line in [*floor_lines(run, comparison), *footnotes(run)]]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *(_grid(*grid) for grid in category_grids(run))])

@@ -1,21 +1,58 @@
-"""What stands beside the table of divergences, in words, cells and records: overlap between runs."""
+"""What stands beside the table of divergences, in words, cells and records: categories, overlap between runs."""
 
 from __future__ import annotations
 
 from math import isfinite, isnan
 from typing import Any
 
-from ..comparison import Comparison
+from ..categories import CategoryRow
+from ..comparison import Comparison, RunComparison
 from ..overlap import TaskOverlap
-from .values import NOTHING, percent
+from .values import NOTHING, decimals, percent, rate, score
 
 #: What the diverged samples of an overlap have in common.
 _KINDS = {"negative": "NDR", "changed": "DR"}
+#: Keys of a record that a category has, too.
+_CATEGORY_KEYS = (
+    "task", "dimension", "category", "n", "score_unit", "score_baseline", "score_run", "drop",
+    *(f"{rate}{end}" for rate in ("dr", "ndr", "pdr", "conditional_ndr") for end in ("", "_low", "_high")),
+    "soft_unit", "soft_ndr", "soft_pdr", "mcnemar_p",
+)  # fmt: skip
+#: A table in Markdown has no more categories; JSON has them all.
+_SHOWN = 40
+
+#: Title of a table, names of its columns, its cells, and how many columns hold text.
+Grid = tuple[str, list[str], list[list[str]], int]
 
 
 def finite(record: dict[str, Any]) -> dict[str, Any]:
     """The record with None for numbers that there are not."""
     return {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in record.items()}
+
+
+def category_record(part: CategoryRow) -> dict[str, Any]:
+    """A category for JSON; intervals are Wilson's."""
+    record = part.record()
+    return {key: record[key] for key in _CATEGORY_KEYS}
+
+
+def category_grids(run: RunComparison) -> list[Grid]:
+    """A table per task and dimension with a row per category."""
+    grids = []
+    digits = decimals(run.rows)
+    names = ["", "n", "baseline", "run", "drop", "DR", "NDR", "PDR", "NDR of correct"]
+    for task, dimension in dict.fromkeys((part.row.task, part.dimension) for part in run.categories):
+        parts = [part for part in run.categories if (part.row.task, part.dimension) == (task, dimension)]
+        if len(parts) > _SHOWN:
+            continue
+        cells = []
+        for part in parts:
+            row = part.row
+            scores = [score(value, row.score_unit, digits) for value in (row.score_baseline, row.score_run, row.drop)]
+            rates = [rate(value, digits) for value in (row.dr, row.ndr, row.pdr, row.conditional_ndr)]
+            cells.append([part.category, str(row.n), *scores, *rates])
+        grids.append((f"{task} by {dimension} (Wilson intervals)", [dimension, *names[1:]], cells, 1))
+    return grids
 
 
 def overlap_record(overlap: TaskOverlap) -> dict[str, Any]:
@@ -50,14 +87,14 @@ def overlap_lines(comparison: Comparison) -> list[str]:
         between = f"; lift of two runs {min(lifts):.1f} to {max(lifts):.1f}" if lifts else ""
         lines.append(
             f"right to wrong under all {shared.methods} runs ({overlap.task}): {len(shared.every)} of {shared.n} "
-            f"samples that the baseline has right, {_number(shared.expected_every)} by chance; under any: {len(shared.any)}"
-            f"{between}"
+            f"samples that the baseline has right, {_number(shared.expected_every)} by chance; "
+            f"under any: {len(shared.any)}{between}"
         )
     return lines
 
 
-def overlap_grid(overlap: TaskOverlap) -> tuple[str, list[str], list[list[str]], int]:
-    """A table with a row per pair of runs: its title, the names of its columns, its cells, and its columns of text."""
+def overlap_grid(overlap: TaskOverlap) -> Grid:
+    """A table with a row per pair of runs."""
     names = ["run A", "run B", "A", "B", "both", "of A", "of B", "Jaccard", "by chance", "lift"]
     rows, seen = [], {}
     for row in overlap.table.to_dict("records"):

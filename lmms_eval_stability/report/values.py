@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import isnan
 
+from ..categories import CHANGED, INPUT, UNCHANGED
 from ..clusters import REPLICATES, SEED
 from ..comparison import Comparison, RunComparison
 from ..cost import describe
@@ -146,6 +147,23 @@ def unparsable_lines(run: RunComparison) -> list[str]:
     return [f"unparsable answers, one prediction and wrong: {'; '.join(counted)}"] if counted else []
 
 
+def unchanged_lines(run: RunComparison) -> list[str]:
+    """Per perturbed task, how many inputs its perturbations left as they were, and the rates without them."""
+    lines, digits = [], decimals(run.rows)
+    parts = [one for one in run.categories if one.dimension == INPUT]
+    for task in dict.fromkeys(one.row.task for one in parts):
+        rows = {one.category: one.row for one in parts if one.row.task == task}
+        unchanged, n = rows.get(UNCHANGED), sum(row.n for row in rows.values())
+        if unchanged is None:
+            lines.append(f"perturbed inputs ({task}): none of {n} is known to be unchanged")
+            continue
+        without = ""
+        if (changed := rows.get(CHANGED)) is not None:
+            without = f"; DR {rate(changed.dr, digits)}, NDR {rate(changed.ndr, digits)} over the changed ones"
+        lines.append(f"perturbed inputs ({task}): {unchanged.n} of {n} unchanged{without}")
+    return lines
+
+
 def footnotes(run: RunComparison) -> list[str]:
     """What stands below a table: inputs, confounders, accepted problems, warnings."""
     last = run.rows[-1]
@@ -164,6 +182,7 @@ def footnotes(run: RunComparison) -> list[str]:
     else:
         scores = f"score: {next(iter(metrics))}"
     lines = [f"input fingerprints: {inputs} · confounders: {different}", scores, interval_line(run)]
+    lines += unchanged_lines(run)
     lines += unparsable_lines(run)
     lines += cost_lines(run)
     lines += [f"accepted: {problem.line()}" for problem in run.accepted]
