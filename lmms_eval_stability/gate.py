@@ -65,7 +65,8 @@ class Limit:
     @property
     def needed(self) -> int:
         """Fewest samples with which a rate of 0 has an interval within the limit; 0 for the limit 0."""
-        return ceil(_Z2 * (100 - self.maximum) / self.maximum - 1e-9) if self.maximum else 0
+        # no log has 1e15 samples, and some limits would take more of them than there are numbers
+        return ceil(min(_Z2 * (100 - self.maximum) / self.maximum - 1e-9, 1e15)) if self.maximum else 0
 
     def __str__(self) -> str:
         how = f", by {self.judge}" if not self.is_end else ""
