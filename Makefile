@@ -12,17 +12,21 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 QUANTIZATION_STAMP := $(VENV)/.quantization-installed
 PYTEST_ARGS ?=
+# Processes that run tests, each file in one of them: 0 runs all in one, which a debugger needs.
+TEST_WORKERS ?= 2
+PYTEST := -m pytest -n $(TEST_WORKERS) --dist loadfile
 # A second environment with the oldest transformers that pyproject.toml allows, which is also the one for llm-compressor.
 OLDEST := .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
 OLDEST_TESTS := tests/model_wrappers tests/end_to_end
 
-.PHONY: help install demo test test-oldest test-all lint format train-demo clean
+.PHONY: help install demo test test-oldest test-browser test-all lint format train-demo clean
 
 help:
 	@echo "make demo        run the demo study: every method on the embedded model, table and report in demo-runs/"
 	@echo "make test        run the test suite"
 	@echo "make test-all    the same, then the models' tests with the oldest transformers and those of quantize"
+	@echo "make test-browser  the report's page in headless Chromium, which has to be installed"
 	@echo "make lint        ruff and mypy"
 	@echo "make train-demo  train the embedded model again (hours on two cores)"
 	@echo "make clean       remove .venv, .venv-oldest, demo-runs and caches"
@@ -58,14 +62,19 @@ install: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/lmms-eval-stability demo -o demo-runs
 
-# tests/quantize needs llm-compressor, which needs the other environment: test-oldest runs it.
+# tests/quantize needs llm-compressor, which needs the other environment: test-oldest runs it. tests/browser needs Chromium.
 test: $(STAMP) $(QUANTIZATION_STAMP)
-	$(BIN)/python -m pytest --ignore=tests/quantize $(PYTEST_ARGS)
+	$(BIN)/python $(PYTEST) --ignore=tests/quantize --ignore=tests/browser $(PYTEST_ARGS)
+
+# The report's page in headless Chromium (Debian: apt-get install chromium chromium-driver).
+test-browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[browser]"
+	$(BIN)/python $(PYTEST) tests/browser
 
 test-oldest: $(OLDEST_STAMP)
-	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS)
+	$(OLDEST)/bin/python $(PYTEST) $(OLDEST_TESTS)
 	@if $(OLDEST)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; \
-	then $(OLDEST)/bin/python -m pytest tests/quantize; \
+	then $(OLDEST)/bin/python $(PYTEST) tests/quantize; \
 	else echo "tests/quantize was not run: llm-compressor needs Python 3.11 or later" >&2; fi
 
 test-all: test test-oldest
