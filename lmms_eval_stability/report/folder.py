@@ -14,6 +14,7 @@ from ..errors import OutputError
 from ..leaderboard import leaderboards
 from ..pairing import PairedSamples
 from .figure import save_figure
+from .latex import comparison_latex
 from .machine import to_csv, to_json
 from .markdown import to_markdown
 from .pairs_parquet import PairsParquet
@@ -86,6 +87,7 @@ class ReportFolder:
                 "summary.json": to_json(comparison),
                 "divergence.csv": to_csv(comparison),
                 "divergence.md": to_markdown(comparison),
+                "tables.tex": comparison_latex(comparison),
                 **leaderboards(comparison),
             }.items():
                 self._temporary(name).write_text(text, encoding="utf-8", errors="replace")

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..divergence import AVERAGE
 from ..errors import OptionError
+from ..verdicts import SCORED
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ..comparison import Comparison
 
 #: Columns of the frame; others are ignored.
 REQUIRED = ("base_model", "method", "benchmark", "metric", "value")
@@ -108,13 +111,17 @@ def tidy(records: pd.DataFrame) -> pd.DataFrame:
 
     baselines: dict[tuple[str, str, str], dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
+    taken = set(
+        records["run"]
+    )  # labels differ: a run may be called "baseline", and then the baseline is called otherwise
     scores = records.groupby(["baseline", "task"], sort=False)["score_baseline"].nunique(dropna=False)
     for row in records.to_dict("records"):
         benchmark = "Average" if row["task"] == AVERAGE else row["task"]
         place = {"base_model": row["baseline"], "method": row["run"], "benchmark": benchmark}
         scale = 100 if row["score_unit"] == "fraction" else 1
         same = scores[row["baseline"], row["task"]] == 1
-        name = "baseline" if same else f"baseline (pairs of {row['run']})"
+        own = row["baseline"] if "baseline" in taken else "baseline"
+        name = own if same else f"{own} (pairs of {row['run']})"
         score = {"method": name, "metric": "score", "value": _times(row["score_baseline"], scale)}
         baselines[row["baseline"], row["task"], name] = {**place, **score}
         rows.append({**place, "metric": "score", "value": _times(row["score_run"], scale)})
@@ -124,6 +131,20 @@ def tidy(records: pd.DataFrame) -> pd.DataFrame:
             number = {"metric": metric.upper(), "value": _times(row[metric], 100), "low": low, "high": high}
             rows.append({**place, **number})
     return pd.DataFrame([*baselines.values(), *rows], columns=[*REQUIRED, "low", "high"])
+
+
+def comparison_latex(comparison: Comparison) -> str:
+    """The table of a comparison, ready to be input: `table*`, with a caption that says what was compared and how."""
+    rows = [row for run in comparison.runs for row in run.rows]
+    at = f" Answers are correct at a score of {comparison.correct_at:g}." if any(row.soft for row in rows) else ""
+    compared = "" if comparison.prediction == SCORED else f" Compared are answers as {comparison.prediction}."
+    clustered = any(row.clusters for row in rows)
+    kind = "cluster bootstrap where samples share an image, Wilson elsewhere" if clustered else "Wilson"
+    caption = (
+        f"Divergence from {comparison.label}: score, drop, divergence ratio (DR), negative (NDR) and positive (PDR), in "
+        f"percent where the score is a fraction, with 95 % intervals ({kind}).{at}{compared}"
+    )
+    return to_latex(tidy(comparison.table), Layout(caption=caption, label="tab:divergence"))
 
 
 def _times(value: Any, factor: int) -> float:

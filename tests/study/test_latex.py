@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from lmms_eval_stability import compare_runs
 from lmms_eval_stability.errors import OptionError
 from lmms_eval_stability.paper import read_table
-from lmms_eval_stability.report.latex import Layout, escape, tidy, to_latex
+from lmms_eval_stability.report.folder import ReportFolder
+from lmms_eval_stability.report.latex import Layout, comparison_latex, escape, tidy, to_latex
 
 from .conftest import BASE, FASTV, WriteRun, samples
 
@@ -217,3 +218,19 @@ def test_a_baseline_over_other_pairs_for_each_run_is_shown_for_each(write_run: W
     assert scores["baseline (pairs of llava_one)", "gqa"] == pytest.approx(60.0)
     assert scores["baseline (pairs of llava_two)", "gqa"] == pytest.approx(100.0)
     assert "baseline (pairs of llava" in to_latex(frame)
+
+
+def test_the_table_of_a_report(base: Path, fastv: Path, write_run: WriteRun, tmp_path: Path) -> None:
+    named = write_run("other", {"gqa": FASTV}, model="baseline", args="pretrained=demo")
+    comparison = compare_runs(str(base), [str(fastv), str(named)])
+    text = comparison_latex(comparison)
+    assert text.startswith("% \\usepackage{booktabs}\n\\begin{table*}\n")
+    assert "\\caption{Divergence from llava\\_baseline: score, drop," in text
+    assert "95 \\% intervals (Wilson).}" in text
+    # a run that is called "baseline" is not taken for the baseline
+    assert [run.label for run in comparison.runs][1] == "baseline"
+    assert "\nllava\\_baseline & Score & 60.00 \\\\\n" in text
+    assert "\nbaseline & Score & 60.00 \\\\\n" in text
+    with ReportFolder(tmp_path / "report") as folder:
+        folder.finish(comparison)
+    assert (tmp_path / "report" / "tables.tex").read_text(encoding="utf-8") == text
