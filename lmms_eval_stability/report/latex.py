@@ -141,8 +141,8 @@ def comparison_latex(comparison: Comparison) -> str:
     clustered = any(row.clusters for row in rows)
     kind = "cluster bootstrap where samples share an image, Wilson elsewhere" if clustered else "Wilson"
     caption = (
-        f"Divergence from {comparison.label}: score, drop, divergence ratio (DR), negative (NDR) and positive (PDR), in "
-        f"percent where the score is a fraction, with 95 % intervals ({kind}).{at}{compared}"
+        f"Divergence from {comparison.label}: score, drop, divergence ratio (DR), negative (NDR) and positive (PDR), "
+        f"in percent where the score is a fraction, with 95 % intervals ({kind}).{at}{compared}"
     )
     return to_latex(tidy(comparison.table), Layout(caption=caption, label="tab:divergence"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ...categories import CLUSTER, labels_of
+from ...categories import CLUSTER, IMAGE, labels_of
 from ...cost import Geometry, layer_inputs
 from ...samples import Row, _rows, answer_of, as_text
 
@@ -69,7 +69,8 @@ def read_details(path: Path, task: str, wanted: Collection[int], geometry: Geome
 
 def _sample(task: str, row: Row) -> SampleDetails:
     labels = labels_of(task, row)
-    labels.pop(CLUSTER, None)
+    for name in (CLUSTER, IMAGE):
+        labels.pop(name, None)
     answer, _ = answer_of(row.get("filtered_resps"))
     return SampleDetails(as_text(row.get("input", "")), answer, labels)
 
