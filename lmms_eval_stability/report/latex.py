@@ -111,9 +111,7 @@ def tidy(records: pd.DataFrame) -> pd.DataFrame:
 
     baselines: dict[tuple[str, str, str], dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
-    taken = set(
-        records["run"]
-    )  # labels differ: a run may be called "baseline", and then the baseline is called otherwise
+    taken = set(records["run"])  # a run may be called "baseline"; then the baseline goes by its label
     scores = records.groupby(["baseline", "task"], sort=False)["score_baseline"].nunique(dropna=False)
     for row in records.to_dict("records"):
         benchmark = "Average" if row["task"] == AVERAGE else row["task"]
