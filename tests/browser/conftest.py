@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.wait import WebDriverWait
 
 from lmms_eval_stability.report.html import PageModel, html_model, write_html
 from tests.study.report.pages import Study, hostile_study, large_study, small_study
@@ -24,12 +25,16 @@ class Browser:
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
 
-    def open(self, page: Path, fragment: str = "") -> None:
-        """Load a page anew, and wait until its script is through."""
+    def open(self, page: Path, fragment: str = "", ready: bool = True) -> None:
+        """Load a page anew, and wait until its script is through; without `ready`, until it is loaded."""
         self.driver.get("about:blank")
         self.logs("browser")
         self.logs("performance")
         self.driver.get(page.resolve().as_uri() + fragment)
+        # `get` may return at the load event of the blank page before
+        done = "return location.protocol === 'file:' && document.readyState === 'complete'"
+        done += " && document.documentElement.dataset.ready === 'true'" if ready else ""
+        WebDriverWait(self.driver, 20, poll_frequency=0.02).until(lambda _: self.js(done))
 
     def js(self, script: str, *values: Any) -> Any:
         return self.driver.execute_script(script, *values)
@@ -80,8 +85,8 @@ class Browser:
         return found
 
 
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
+def chromium_driver() -> webdriver.Chrome:
+    """A headless Chromium that logs what it asks for."""
     binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     assert binary, "no Chromium: apt-get install chromium chromium-driver"
@@ -93,7 +98,12 @@ def chromium() -> Iterator[Browser]:
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         options.add_argument("--no-sandbox")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    window = webdriver.Chrome(options=options, service=Service(driver))
+    return webdriver.Chrome(options=options, service=Service(driver))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    window = chromium_driver()
     yield Browser(window)
     window.quit()
 

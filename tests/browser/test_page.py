@@ -170,6 +170,24 @@ class TestFilters:
         assert margins() == [3, 2, 1, 0.5, 0.5, 0.25, 0.25]
         assert "some_task 7" in browser.listed()[-1]
 
+    def test_sorting_begins_at_the_top(self, browser: Browser, pages: Pages) -> None:
+        browser.open(pages.page("large"))
+        browser.js("document.getElementById('list').focus()")
+        browser.key(Keys.END)
+        browser.set("sort", "clearest")
+        assert browser.js("return document.getElementById('list').scrollTop") == 0
+        assert browser.js(CHOSEN) == browser.listed()[0]
+
+    def test_a_filter_keeps_the_chosen_answer_if_it_fits(self, browser: Browser, pages: Pages) -> None:
+        browser.open(pages.page("large"))
+        browser.js("document.getElementById('list').focus()")
+        browser.key(Keys.END)
+        chosen = browser.js(CHOSEN)
+        browser.set("direction", "positive")
+        assert browser.js(CHOSEN) == chosen
+        browser.set("direction", "negative")
+        assert browser.js(CHOSEN) == browser.listed()[0] != chosen
+
     def test_sorting_by_how_many_runs_share_it(self, browser: Browser, pages: Pages) -> None:
         browser.open(pages.page("small"))
         browser.set("sort", "shared")
@@ -185,7 +203,7 @@ class TestFilters:
     def test_the_table_sorts_by_its_columns(self, browser: Browser, pages: Pages) -> None:
         browser.open(pages.page("small"))
         column = "[...document.querySelectorAll('#summary th[scope=col] button')].find(b => b.textContent === 'NDR')"
-        values = "return [...document.querySelectorAll('#summary tbody tr')].map(r => Number(r.cells[7].dataset.value))"
+        values = "return [...document.querySelectorAll('#summary tbody tr')].map(r => Number(r.cells[8].dataset.value))"
         browser.js(f"{column}.click()")
         ascending = browser.js(values)
         browser.js(f"{column}.click()")
@@ -401,6 +419,16 @@ class TestLook:
         browser.js("document.getElementById('theme').click()")
         assert browser.text("#theme") == "Theme: auto"
         assert browser.js(paper) == "rgb(255, 255, 255)"
+
+    def test_intervals_are_drawn_on_one_scale(self, browser: Browser, pages: Pages) -> None:
+        browser.open(pages.page("small"))
+        for kind in ("dr", "negative", "positive"):
+            starts = browser.js(
+                "return [...document.querySelectorAll(arguments[0])].map(e => e.getBoundingClientRect().left)",
+                f"#summary .bar.{kind}",
+            )
+            assert len(starts) == 6
+            assert max(starts) - min(starts) < 0.5
 
     def test_figures_are_pictures_that_load(self, browser: Browser, pages: Pages) -> None:
         browser.open(pages.page("small"))

@@ -44,7 +44,7 @@ def draw_overlap(table: pd.DataFrame, measure: str = "containment", theme: Theme
     matrix, lifts = overlap_matrix(table, measure), overlap_matrix(table, "lift")
     names = list(matrix.index)
     sizes = table.drop_duplicates("method").set_index("method")["n_method"].to_dict()
-    side = max(3.6, 0.62 * len(names) + 1.6)
+    side = max(3.6, 0.5 * len(names) + 1.6)
     figure = new_figure(side + 1.4, side)
     axes = figure.subplots()
     values: NDArray[np.float64] = matrix.to_numpy(dtype=float) * (100 if is_share else 1)

@@ -28,6 +28,7 @@
 
   if (!book.size) {
     $("status").textContent = "No answer changed.";
+    root.dataset.ready = "true";
     return;
   }
   for (const id of ["filters", "browser", "keys"]) $(id).hidden = false;
@@ -122,7 +123,7 @@
       $(id).addEventListener("change", () => { state[id] = $(id).value === "" ? null : Number($(id).value); refresh(); });
     }
     $("direction").addEventListener("change", () => { state.direction = $("direction").value || null; refresh(); });
-    $("sort").addEventListener("change", () => { state.sort = $("sort").value; refresh(); });
+    $("sort").addEventListener("change", () => { state.sort = $("sort").value; refresh(-1); });
     $("search").addEventListener("input", () => { state.query = $("search").value; refresh(); });
     $("filters").addEventListener("submit", (event) => event.preventDefault());
     $("filters").addEventListener("reset", (event) => { event.preventDefault(); clear(); refresh(); });
@@ -158,16 +159,15 @@
     for (const id of ["task", "run", "direction", "category", "search"]) $(id).value = "";
   }
 
-  // Select anew, keeping the chosen row if it is still there.
-  function refresh(keep) {
-    const current = keep === undefined ? shown[chosen] : keep;
+  // Select anew. The row `current` stays chosen if it is still there, else the first one is.
+  function refresh(current = shown[chosen], quietly = true) {
     shown = Logic.select(book, state);
     $("rows").style.height = shown.length * ROW + "px";
     const all = shown.length === book.size ? "" : ` of ${book.size.toLocaleString("en")}`;
     $("status").textContent = shown.length ? `${shown.length.toLocaleString("en")}${all} answers` : `No answer fits${all ? ` (0${all})` : ""}.`;
     const place = current === undefined ? -1 : shown.indexOf(current);
     if (place < 0) $("list").scrollTop = 0;
-    choose(Math.max(0, place), keep === undefined);
+    choose(Math.max(0, place), quietly);
   }
 
   function choose(place, quietly) {
@@ -300,7 +300,7 @@
       $("status").textContent = "The linked answer is not in this page: it did not change, or is among those left out.";
     } else {
       if (!Logic.select(book, state).includes(row)) clear();
-      refresh(row);
+      refresh(row, false);
     }
     $("answers").scrollIntoView();
     $("list").focus({ preventScroll: true });

@@ -25,7 +25,7 @@ from ...errors import OutputError
 from ..values import NOTHING, decimals, p_value, percent, printable, score
 from .model import PageFigure, PageModel
 
-_COLUMNS = ("run", "task", "n", "baseline", "score", "drop", "DR", "NDR", "PDR", "McNemar p", "excess DR", "")
+_COLUMNS = ("run", "task", "", "n", "baseline", "score", "drop", "DR", "NDR", "PDR", "McNemar p", "excess DR")
 _HINTS = {
     "drop": "score of the baseline minus score of the run",
     "DR": "share of answers that differ from the baseline's, with its 95 % interval",
@@ -34,7 +34,7 @@ _HINTS = {
     "McNemar p": "exact two-sided test of NDR against PDR",
     "excess DR": "DR minus that of the baseline against its own re-run",
 }
-_BAR = 64  # width of an interval's picture, in pixels
+_BAR = 42  # width of an interval's picture, in pixels
 
 
 def write_html(path: Path, model: PageModel) -> None:
@@ -131,17 +131,17 @@ def _row(row: Divergence, name: str, columns: Sequence[str], digits: int, top: f
     }
     marked = ' class="average"' if row.task == AVERAGE else ""
     found = [f'<tr{marked}><th scope="row" title="{_text(row.run)}">{_text(name)}</th><td>{_text(row.task)}</td>']
-    for column in columns:
-        if column in cells:
-            value, shown = cells[column]
-            found.append(f'<td class="number" data-value="{value if isfinite(value) else ""}">{shown}</td>')
     data = "" if row.task == AVERAGE else f' data-task="{_text(row.task)}"'
     label = f"Answers that {row.run} changed" + ("" if row.task == AVERAGE else f", {row.task}")
     found.append(
         f'<td><button type="button" class="show" data-run="{_text(row.run)}"{data} aria-label="{_text(label)}">'
-        "answers</button></td></tr>"
+        "answers</button></td>"
     )
-    return "".join(found)
+    for column in columns:
+        if column in cells:
+            value, shown = cells[column]
+            found.append(f'<td class="number" data-value="{value if isfinite(value) else ""}">{shown}</td>')
+    return "".join(found) + "</tr>"
 
 
 def _count(number: int, what: str) -> str:
