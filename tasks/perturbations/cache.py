@@ -34,11 +34,13 @@ class ImageCache:
         folder = os.environ.get(FOLDER_VARIABLE)
         return cls(Path(folder)) if folder else None
 
-    def file(self, image: Image.Image, level: Level, seed: int, *, official_quirks: bool) -> Path:
+    def file(
+        self, image: Image.Image, level: Level, seed: int, *, official_quirks: bool, photographs: bool = False
+    ) -> Path:
         """Return where an image's output is, or will be."""
         rgb = image.convert("RGB")
         pixels = hashlib.blake2b(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes(), digest_size=16).hexdigest()
-        key = json.dumps([VERSION, level.method, level.severity, seed, official_quirks, pixels])
+        key = json.dumps([VERSION, level.method, level.severity, seed, official_quirks, photographs, pixels])
         name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
         return self.folder / name[:2] / f"{name}.png"
 

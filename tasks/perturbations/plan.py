@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
@@ -68,6 +69,7 @@ class PerturbationPlan:
         id_field, image_id_field, question_field: columns of the data, where the usual names do not do.
         dataset: the benchmark's name in the key of the draw; default: the base task's name.
         official_quirks: reproduce what the published code does where it departs from its paper.
+        frost_textures: folder with the official photographs of frost, to use instead of drawn ice.
     """
 
     modality: Modality
@@ -83,6 +85,7 @@ class PerturbationPlan:
     image_id_field: str | None = None
     question_field: str = "question"
     official_quirks: bool = False
+    frost_textures: str | None = None
 
     @classmethod
     def from_config(cls, task: str, base_task: str, block: Any) -> PerturbationPlan:
@@ -118,8 +121,9 @@ class PerturbationPlan:
         ):
             if name in given and given[name] not in choices:
                 raise refuse(f"{name} must be one of {', '.join(choices)}, not {given[name]!r}")
-        if given.get("per_image") and given["modality"] != "image":
-            raise refuse("per_image is for images")
+        for name in ("per_image", "frost_textures"):
+            if given.get(name) and given["modality"] != "image":
+                raise refuse(f"{name} is for images")
         if "method" in given:
             given.setdefault("severity", 1 if _severities(given) == 1 else None)
         plan = cls(**given)
@@ -174,7 +178,7 @@ class PerturbationPlan:
         from lmms_eval_stability.tasks.perturbations.image import check_resources
 
         try:
-            check_resources(method, official_quirks=self.official_quirks)
+            check_resources(method, official_quirks=self.official_quirks, frost_textures=self._textures)
         except MissingResourceError as error:
             return str(error)
         return None
@@ -182,6 +186,8 @@ class PerturbationPlan:
     def describe(self) -> dict[str, Any]:
         """Return what the results of a run say of the perturbation."""
         described = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        if self.frost_textures is not None:  # the photographs are checked, and where they lie is no difference
+            described["frost_textures"] = True
         if self.set is not None:
             described["levels"] = len(self.levels)
             described["left_out"] = [f"{level.method}-{level.severity}" for level in self.left_out]
@@ -236,16 +242,26 @@ class PerturbationPlan:
     def _image(self, image: Image.Image, level: Level, seed: int) -> Image.Image:
         from lmms_eval_stability.tasks.perturbations.image import perturb_image
 
+        def make() -> Image.Image:
+            quirks, textures = self.official_quirks, self._textures
+            return perturb_image(
+                image, level.method, level.severity, seed=seed, official_quirks=quirks, frost_textures=textures
+            )
+
         cache = ImageCache.from_environment()
-        quirks = self.official_quirks
         if cache is None:
-            return perturb_image(image, level.method, level.severity, seed=seed, official_quirks=quirks)
-        file = cache.file(image, level, seed, official_quirks=quirks)
+            return make()
+        photographs = self._textures is not None
+        file = cache.file(image, level, seed, official_quirks=self.official_quirks, photographs=photographs)
         output = cache.read(file)
         if output is None:
-            output = perturb_image(image, level.method, level.severity, seed=seed, official_quirks=quirks)
+            output = make()
             cache.write(file, output)
         return output
+
+    @property
+    def _textures(self) -> Path | None:
+        return None if self.frost_textures is None else Path(self.frost_textures)
 
 
 def question_parts(text: str) -> list[tuple[str, str | None]]:

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 from lmms_eval.tasks import TaskManager
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 import lmms_eval_stability.plugin as plugin
 from lmms_eval_stability.tasks.perturbations.cache import FOLDER_VARIABLE
@@ -247,6 +247,7 @@ def test_a_group_runs_clean_and_perturbed_tasks(twins: Twins) -> None:
         ("{set: paper-96, modality: sound}", "modality must be one of"),
         ("{set: paper-96, draw: sometimes}", "draw must be one of"),
         ("{set: offline-72, per_image: true}", "per_image is for images"),
+        ("{set: offline-72, frost_textures: x}", "frost_textures is for images"),
         ("{set: paper-96, id_field: nope}", "no column nope .* there are question_id, image_id"),
         ("{set: paper-96, per_image: true, image_id_field: nope}", "no column nope"),
         ("{set: offline-72, question_field: nope}", "no text in column 'nope'"),
@@ -307,7 +308,17 @@ def test_photographs_that_are_not_there_are_named_before_the_run(
     twin = twins.load("{set: paper-96, official_quirks: true, missing: skip}")
     assert "frost" not in {level.method for level in twin.plan.levels}
     assert len(twin.plan.levels) == 91
-    twins.load("{set: paper-96}")  # frost of its own needs none
+    drawn = twins.load("{method: frost, severity: 3}")  # frost of its own needs none
+    with pytest.raises(MissingResourceError, match=r"1 of 1 image levels"):
+        twins.load(f"{{method: frost, severity: 3, frost_textures: {tmp_path / 'nothing'}}}")
+    for number in range(1, 7):
+        file = tmp_path / f"frost{number}.{'png' if number < 4 else 'jpg'}"
+        Image.new("RGB", (90, 90), (200, 0, 0)).save(file)
+    red = twins.load(f"{{method: frost, severity: 3, frost_textures: {tmp_path}}}")
+    doc = red.eval_docs[0]
+    difference = ImageChops.subtract(red.doc_to_visual(doc)[0], drawn.doc_to_visual(doc)[0])
+    assert ImageStat.Stat(difference).mean[0] > 20
+    assert red.config.metadata[-1]["perturbation"]["frost_textures"] is True
 
 
 def test_examples_in_the_prompt_are_refused(twins: Twins) -> None:
