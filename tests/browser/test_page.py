@@ -429,6 +429,10 @@ class TestLook:
             )
             assert len(starts) == 6
             assert max(starts) - min(starts) < 0.5
+        for width in (900, 1440):
+            browser.size(width, 1000)
+            cells = "[...document.querySelectorAll('#summary td, #summary th')]"
+            assert browser.js(f"return {cells}.filter(e => e.scrollWidth > e.clientWidth).length") == 0
 
     def test_figures_are_pictures_that_load(self, browser: Browser, pages: Pages) -> None:
         browser.open(pages.page("small"))

@@ -166,7 +166,7 @@ def _rate(rate: Rate, digits: int, top: float, kind: str) -> str:
         f'<svg class="bar {kind}" width="{_BAR + 6}" height="10" viewBox="-3 0 {_BAR + 6} 10" aria-hidden="true">'
         f'{line}<circle cx="{place}" cy="5" r="2.6"/></svg>'
     )
-    return f"{picture}<b>{percent(rate.value, digits)}</b>{ends}"
+    return f'<div class="rate">{picture}<span><b>{percent(rate.value, digits)}</b>{ends}</span></div>'
 
 
 def _note(name: str, lines: Sequence[str]) -> str:
