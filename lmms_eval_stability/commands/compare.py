@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import OutputError
+from ..errors import OptionError, OutputError
 from ..problems import KINDS
 from ..verdicts.policies import POLICIES, SCORED
 
@@ -36,6 +36,8 @@ _ACCEPT = "\n".join(f"  {name:<12} {kind.what}: {kind.accepted}" for name, kind 
     help="The baseline run again: its DR is the noise floor of every other DR; repeatable.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write the report files there.")
+@click.option("--html", "page", is_flag=True, help="Write report.html and its figures, too (with -o).")
+@click.option("--images", metavar="DIR|dataset", help="Pictures for --html: files TASK/DOC_ID.png, or the tasks' data.")
 @click.option(
     "--format",
     "layout",
@@ -67,6 +69,8 @@ def compare(
     runs: tuple[str, ...],
     rerun: tuple[str, ...],
     output: Path | None,
+    page: bool,
+    images: str | None,
     layout: str,
     correct_at: float,
     prediction: str,
@@ -85,7 +89,11 @@ def compare(
     from ..comparison import compare_runs
     from ..report.folder import ReportFolder
 
-    with ReportFolder(output) if output is not None else nullcontext() as folder:
+    if page and output is None:
+        raise OptionError("--html writes into a folder: name it with -o DIR")
+    if images is not None and not page:
+        raise OptionError("--images are for the page: add --html")
+    with ReportFolder(output, page=page, images=images) if output is not None else nullcontext() as folder:
         comparison = compare_runs(
             base,
             runs,

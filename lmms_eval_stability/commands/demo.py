@@ -54,7 +54,7 @@ def demo(output: Path, limit: int | None) -> None:
     with _progress(study) as on_start:
         run_study(study, output, on_start)
     report = output / "report"
-    with ReportFolder(report) as folder:
+    with ReportFolder(report, page=True, images="dataset") as folder:
         comparison = compare_runs(
             output / BASELINE,
             [output / run.name for run in study.runs],

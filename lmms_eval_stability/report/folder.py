@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ..comparison import Comparison
 from ..errors import OutputError
@@ -18,6 +18,9 @@ from .latex import comparison_latex
 from .machine import to_csv, to_json
 from .markdown import to_markdown
 from .pairs_parquet import PairsParquet
+
+if TYPE_CHECKING:
+    from .html import PageCollector
 
 PAIR_COLUMNS = (
     "task",
@@ -39,10 +42,21 @@ class ReportFolder:
     """Collects pairs while a comparison runs, then writes everything. Use as a context manager.
 
     Leaving the block without `finish()` (an error, an interrupt) removes what was begun and leaves older files alone.
+
+    Args:
+        path: the folder.
+        page: write `report.html` and its figures, too, for which the logs are read once more.
+        images: where the page's pictures are, see `html.image_source`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, page: bool = False, images: str | None = None) -> None:
         self.path = path
+        self._collector: PageCollector | None = None
+        self._images = images
+        if page:
+            from .html import PageCollector
+
+            self._collector = PageCollector()
         self._pending: dict[Path, Path] = {}
         self._created = False
         self._pairs: IO[str] | None = None
@@ -65,6 +79,8 @@ class ReportFolder:
     def add_pairs(self, run: str, pairs: PairedSamples) -> None:
         """Append one row per pair to pairs.csv and pairs.parquet."""
         assert self._parquet is not None
+        if self._collector is not None:
+            self._collector.add_pairs(run, pairs)
         frame = pairs.frame
         # a copy of one chunk at a time: all rows at once as Python objects would be the largest thing in memory
         for start in range(0, len(frame), 20_000):
@@ -93,6 +109,8 @@ class ReportFolder:
                 self._temporary(name).write_text(text, encoding="utf-8", errors="replace")
             for suffix in ("png", "svg"):
                 save_figure(comparison, self._temporary(f"divergence.{suffix}"), suffix)
+            if self._collector is not None:
+                self._write_page(comparison, self._collector)
             written = list(self._pending)
             for target, temporary in list(self._pending.items()):
                 temporary.replace(target)
@@ -100,6 +118,19 @@ class ReportFolder:
         except OSError as error:
             raise self._failure(error) from error
         return written
+
+    def _write_page(self, comparison: Comparison, collector: PageCollector) -> None:
+        from .figures import NEUTRAL
+        from .figures import save_figure as save
+        from .html import figures_of, html_model, image_source, render
+
+        images = None if self._images is None else image_source(self._images, collector.tasks)
+        model = html_model(comparison, collector, images=images)
+        text = render(model)
+        self._temporary("report.html").write_text(text, encoding="utf-8", errors="replace", newline="\n")
+        for name, drawing in (figures_of(model.data) if model.data is not None else {}).items():
+            for suffix in ("png", "svg"):
+                save(drawing.draw(NEUTRAL), self._temporary(f"{name}.{suffix}"), suffix)
 
     def _failure(self, error: OSError) -> OutputError:
         return OutputError(f"-o {self.path}: cannot write there: {error.strerror}")

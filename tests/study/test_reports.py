@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from PIL import Image
 
 from lmms_eval_stability import compare_runs
 from lmms_eval_stability.divergence import Rate
@@ -39,6 +40,43 @@ def test_all_files_of_the_report(base: Path, fastv: Path, tmp_path: Path, run_co
     assert float(row["dr_low"]) == record["dr_low"]
     assert (out / "divergence.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (out / "divergence.svg").read_text()
+
+
+def test_the_page_and_its_figures_on_request(base: Path, fastv: Path, tmp_path: Path, run_compare: Compare) -> None:
+    out = tmp_path / "report"
+    result = run_compare(base, fastv, "-o", out, "--html")
+    figures = {path.name for path in out.iterdir()} - FILES
+    assert {"report.html", "score_drop.svg", "score_drop.png"} <= figures
+    assert {path.rpartition(".")[0] for path in figures if path.endswith("svg")} == {
+        path.rpartition(".")[0] for path in figures if path.endswith("png")
+    }
+    assert "report.html" in result.stderr
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Content-Security-Policy" in page
+    assert "<svg" in (out / "score_drop.svg").read_text()
+
+
+def test_the_pages_pictures_come_from_a_folder(base: Path, fastv: Path, tmp_path: Path, run_compare: Compare) -> None:
+    images = tmp_path / "images" / "gqa"
+    images.mkdir(parents=True)
+    Image.new("RGB", (400, 300), (1, 2, 3)).save(images / "1.png")
+    run_compare(base, fastv, "-o", tmp_path / "report", "--html", "--images", images.parent)
+    assert "data:image/jpeg;base64," in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_needs_a_folder_and_pictures_need_the_page(
+    base: Path, fastv: Path, tmp_path: Path, run_compare: Compare
+) -> None:
+    out = tmp_path / "report"
+    for options, reason in (
+        (("--html",), "name it with -o"),
+        (("-o", out, "--images", "dataset"), "add --html"),
+        (("-o", out, "--html", "--images", tmp_path / "nowhere"), "neither a folder nor"),
+    ):
+        result = run_compare(base, fastv, *options)
+        assert result.exit_code == 2
+        assert reason in result.stderr
+        assert not out.exists()
 
 
 def test_pairs_by_hand(base: Path, fastv: Path, tmp_path: Path, run_compare: Compare) -> None:
