@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .divergence import Divergence, diverge
+from .log_lines import Row, rows_of
 from .pairing import PairedSamples
-from .samples import Row, _rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -194,7 +194,7 @@ def read_labels(path: Path, task: str) -> pd.DataFrame:
     import pandas as pd
 
     labels: dict[int, dict[str, str]] = {}
-    for _, row in _rows(path):
+    for _, row in rows_of(path):
         doc_id = None if isinstance(row, str) else row.get("doc_id")
         if type(doc_id) is int and doc_id not in labels:
             labels[doc_id] = labels_of(task, row)

@@ -16,7 +16,7 @@ from typing import Any
 from .comparison import Comparison
 from .divergence import AVERAGE, Divergence
 from .errors import RunFormatError
-from .samples import python_json
+from .log_lines import python_json
 
 #: The metrics that are added to each task, and whether more of them is better.
 ADDED = {"dr": False, "ndr": False, "pdr": True}

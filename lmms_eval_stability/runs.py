@@ -16,7 +16,8 @@ from typing import Any
 import orjson
 
 from .errors import RunFormatError, RunNotFoundError
-from .samples import Labeller, SampleTable, as_number, python_json, read_samples, results_name, samples_name
+from .log_lines import python_json
+from .samples import Labeller, SampleTable, as_number, read_samples, results_name, samples_name
 from .verdicts import Adapter, adapter_for
 
 

@@ -9,15 +9,14 @@ import json
 import math
 import re
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from .cost import TokenTotals
 from .errors import RunFormatError
+from .log_lines import Row, rows_of
 from .problems import EXAMPLES
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from .verdicts.base import Adapter
 
-Row = dict[str, Any]
 #: Names of dimensions -> categories of one line, see `categories.labeller`.
 Labeller = Callable[[Row], Mapping[str, str]]
 
@@ -34,7 +32,6 @@ RESERVED = frozenset(
     {"doc_id", "target", "filtered_resps", "resps", "token_counts", "doc_hash", "input", "input_media", "submission"}
 )
 _REQUIRED = ("doc_id", "target", "input", "filtered_resps")
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -220,7 +217,7 @@ def read_samples(
     columns.metric = find_metric(path, candidates, only, f"task {task}, {path}")
     bad: list[BadLine] = []
     n_bad = 0
-    for number, row in _rows(path):
+    for number, row in rows_of(path):
         try:
             if isinstance(row, str):
                 raise ValueError(row)
@@ -245,45 +242,6 @@ def read_samples(
     )
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, parsed line) of every non-blank line; a line that cannot be parsed comes as the reason, a str."""
-    try:
-        with path.open("rb", buffering=1 << 20) as stream:
-            for number, line in enumerate(stream, 1):
-                if number == 1:
-                    line = line.removeprefix(_BOM)
-                try:
-                    row = orjson.loads(line)
-                except ValueError:
-                    if not line.strip():
-                        continue
-                    yield number, _slow_parse(line)
-                    continue
-                yield number, (row if type(row) is dict else "not a JSON object")
-    except OSError as error:
-        raise RunFormatError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def python_json(raw: bytes) -> Any:
-    """Parse what Python writes and strict JSON forbids: NaN, Infinity and lone surrogates."""
-    parsed = json.loads(raw)
-    if rb"\u" in raw or b"\xed" in raw:
-        # a lone surrogate, escaped or as bytes, cannot be written to any file later on: replace it now
-        parsed = json.loads(json.dumps(parsed, ensure_ascii=False).encode("utf-8", "replace"))
-    return parsed
-
-
-def _slow_parse(line: bytes) -> Row | str:
-    """A line that the fast parser refuses, or the reason why it is no sample record."""
-    try:
-        row = python_json(line)
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    except (ValueError, RecursionError):
-        return "not JSON" if line.endswith(b"\n") else "cut off: the line has no end"
-    return row if isinstance(row, dict) else "not a JSON object"
-
-
 def _reason(problem: Exception) -> str:
     return f"no {problem.args[0]!r}" if isinstance(problem, KeyError) else str(problem)
 
@@ -299,7 +257,7 @@ def find_metric(path: Path, candidates: tuple[str, ...], only: bool, where: str)
     """
     found: set[str] = set()
     numbers: dict[str, None] = {}
-    for _, row in _rows(path):
+    for _, row in rows_of(path):
         if isinstance(row, str) or any(name not in row for name in _REQUIRED):
             continue
         if candidates and candidates[0] in row:

@@ -16,7 +16,8 @@ from ..samples import answer_of, score_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..samples import Row, SampleTable
+    from ..log_lines import Row
+    from ..samples import SampleTable
     from .pair_metrics import PairMetric
 
 OK, EMPTY, UNPARSABLE, FAILED, UNSCORED = "ok", "empty", "unparsable", "failed", "unscored"

@@ -17,7 +17,7 @@ from .pair_metrics import PairMetric, ratio
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..samples import Row
+    from ..log_lines import Row
 
 _LETTERED = re.compile(r"\s*([A-Z])\.")
 

@@ -21,7 +21,7 @@ from .pair_metrics import PairMetric, of_part, of_verdicts, ratio
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..samples import Row
+    from ..log_lines import Row
 
 #: Index of a question + n times this: the same question, its options rotated n times.
 ROTATION = 1_000_000

@@ -23,7 +23,7 @@ from .pair_metrics import PairMetric, of_part
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..samples import Row
+    from ..log_lines import Row
 
 MULTIPLE_CHOICE = "multiple-choice"
 #: How a letter stands in an answer, in order of preference, and what its last occurrence is looked up as.

@@ -9,7 +9,7 @@ from ..samples import CHOICE, answer_of
 from .base import Adapter
 
 if TYPE_CHECKING:
-    from ..samples import Row
+    from ..log_lines import Row
 
 RAW, FILTERED, SCORED = "raw", "filtered", "scored"
 

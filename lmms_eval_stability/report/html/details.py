@@ -12,7 +12,8 @@ from typing import Any
 
 from ...categories import CLUSTER, IMAGE, labels_of
 from ...cost import Geometry, layer_inputs
-from ...samples import Row, _rows, answer_of, as_text
+from ...log_lines import Row, rows_of
+from ...samples import answer_of, as_text
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def read_details(path: Path, task: str, wanted: Collection[int], geometry: Geome
         geometry: of the language model, for the mean over its layers.
     """
     found, seen = LogDetails(), set()
-    for _, row in _rows(path):
+    for _, row in rows_of(path):
         doc_id = None if isinstance(row, str) else row.get("doc_id")
         if type(doc_id) is not int or doc_id in seen:
             continue
