@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -87,10 +88,16 @@ class ReportFolder:
             chunk = frame.iloc[start : start + 20_000].assign(task=pairs.task, run=run)
             columns = [chunk[name].tolist() for name in PAIR_COLUMNS]
             try:
-                self._writer.writerows(zip(*columns, strict=True))
+                self._write_rows(columns)
                 self._parquet.write(columns)
             except OSError as error:
                 raise self._failure(error) from error
+
+    def _write_rows(self, columns: list[list[Any]]) -> None:
+        rows = zip(*columns, strict=True)
+        if sys.version_info < (3, 11):  # whose csv module refuses to write a NUL
+            rows = ([v.replace("\0", "\ufffd") if isinstance(v, str) else v for v in row] for row in rows)  # type: ignore[assignment]
+        self._writer.writerows(rows)
 
     def finish(self, comparison: Comparison) -> list[Path]:
         """Write the other files and put all of them in place. Returns their paths."""
