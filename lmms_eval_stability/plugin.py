@@ -162,12 +162,16 @@ def _wrap_loading(manager: Any) -> None:
         named = name_or_config if isinstance(name_or_config, dict) else {"task": name_or_config}
         name = named.get("task")
         if isinstance(name, str) and self._name_is_task(name):
-            config = self._get_config(name)
-            if "base_task" in config and "perturbation" in config:
+            from lmms_eval.utils import load_yaml_config
+
+            # As the index reads YAMLs: the modules of a task's functions are imported when it is loaded, not twice.
+            keys = load_yaml_config(self._get_yaml_path(name), mode="simple")
+            if "base_task" in keys and "perturbation" in keys:
                 from lmms_eval_stability.tasks.perturbed import make_task
 
                 override = kwargs.get("update_config") or {}
-                return {name: make_task(self, name, {**config, **named, **override}, task_type)}
+                config = {**self._get_config(name), **named, **override}
+                return {name: make_task(self, name, config, task_type)}
         return load(self, name_or_config, task_type, *args, **kwargs)
 
     manager._load_individual_task_or_group = _load_individual_task_or_group
