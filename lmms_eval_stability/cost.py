@@ -137,6 +137,21 @@ def layer_inputs(layers: int, stage_layers: Sequence[int], visual_tokens: Sequen
     return [n for n, start, end in zip(visual_tokens, stage_layers, ends, strict=True) for _ in range(start, end)]
 
 
+def kept_share(layers: int, stage_layers: Sequence[Any], visual_tokens: Sequence[Any]) -> float:
+    """Return the visual tokens that enter a layer, mean over layers, as a share of the prompt's.
+
+    Args:
+        layers, stage_layers, visual_tokens: as in `layer_inputs`, but whatever a log may hold.
+
+    Returns:
+        nan where these are no counts, or do not fit each other or the model, and for a prompt without visual tokens.
+    """
+    if not _fit(stage_layers, visual_tokens) or stage_layers[-1] >= layers or not visual_tokens[0]:
+        return nan
+    entering = sum(layer_inputs(layers, stage_layers, visual_tokens))
+    return float(entering / (layers * visual_tokens[0]))
+
+
 def prefill_cost(geometry: Geometry, stage_layers: Sequence[int], visual_tokens: Sequence[int], text: int) -> Cost:
     """Return the cost of one prompt.
 

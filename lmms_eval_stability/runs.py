@@ -94,6 +94,7 @@ class Run:
         pool: Mapping[str, str] | None = None,
         adapter: Adapter | None = None,
         labeller: Labeller | None = None,
+        logprobs: bool = False,
     ) -> SampleTable:
         """Read the samples of one task.
 
@@ -104,6 +105,7 @@ class Run:
             pool: texts to share with other tables, see `read_samples`.
             adapter: the benchmark's rules; by default those of the task, or of the task that it perturbs.
             labeller: finds the categories of a line, see `read_samples`.
+            logprobs: read how sure the model was, see `read_samples`.
         """
         if task not in self.sample_files:
             known = ", ".join(self.sample_files)
@@ -114,8 +116,8 @@ class Run:
         if metric or stated:
             # the adapter of just any task guesses: what the results JSON states counts before that
             names = (metric,) if metric else (*stated, *(adapter.metrics if adapter.tasks else ()))
-            return read_samples(path, task, adapter, names, pool, only=True, labeller=labeller)
-        return read_samples(path, task, adapter, adapter.metrics, pool, labeller=labeller)
+            return read_samples(path, task, adapter, names, pool, True, labeller, logprobs)
+        return read_samples(path, task, adapter, adapter.metrics, pool, False, labeller, logprobs)
 
 
 def load_run(path: str | Path, broken_results: bool = False) -> Run:

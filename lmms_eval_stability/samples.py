@@ -22,6 +22,7 @@ from .problems import EXAMPLES
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .reliability_columns import LogProbabilities, LogProbabilityColumns
     from .verdicts.base import Adapter
 
 #: Names of dimensions -> categories of one line, see `categories.labeller`.
@@ -62,6 +63,7 @@ class SampleTable:
             where nobody asked for them.
         adapter: name of the rules by which the answers were judged; empty before that.
         parses: these rules look for a choice in an answer and may find none.
+        logprobs: how sure the model was, see `reliability_columns`; None where nobody asked for it.
     """
 
     task: str
@@ -78,6 +80,7 @@ class SampleTable:
     parses: bool = False
     totals: TokenTotals = field(default_factory=TokenTotals)
     labels: pd.DataFrame | None = None
+    logprobs: LogProbabilities | None = None
 
 
 class _Columns:
@@ -97,6 +100,7 @@ class _Columns:
         self.totals = TokenTotals()
         self.n_choices = self.first_list = self.n_measured = 0
         self.metric = ""
+        self.logprobs: LogProbabilityColumns | None = None
         self._labeller, self._categories = labeller, dict[str, str]()
         self._adapter, self._logged, self._extra = adapter, adapter.logged_prediction, adapter.extra
         self._intern: Callable[[str, str], str] = pool.setdefault if isinstance(pool, dict) else pool.get
@@ -148,6 +152,8 @@ class _Columns:
             measured = counts[0]
             self.n_measured += bool(measured)
             self.totals.add(measured)
+            if self.logprobs is not None:
+                self.logprobs.add(self.doc_id[-1], measured)
             fingerprint, error = measured.get("input_fingerprint"), measured.get("error")
             if not self.facts and isinstance(measured.get("run"), dict):
                 self.facts = measured["run"]
@@ -198,6 +204,7 @@ def read_samples(
     pool: Mapping[str, str] | None = None,
     only: bool = False,
     labeller: Labeller | None = None,
+    logprobs: bool = False,
 ) -> SampleTable:
     """Read a `*_samples_<task>.jsonl` file.
 
@@ -210,10 +217,15 @@ def read_samples(
             grows by the texts of this file, any other mapping is only looked at.
         only: nothing but the candidates can be the score; otherwise the only number of the lines counts, too.
         labeller: finds the categories of a line, for `SampleTable.labels`.
+        logprobs: read how sure the model was, for `SampleTable.logprobs`.
 
     Raises RunFormatError when it is not clear which number is the score.
     """
     columns = _Columns(adapter, {} if pool is None else pool, labeller)
+    if logprobs:
+        from .reliability_columns import LogProbabilityColumns
+
+        columns.logprobs = LogProbabilityColumns()
     columns.metric = find_metric(path, candidates, only, f"task {task}, {path}")
     bad: list[BadLine] = []
     n_bad = 0
@@ -239,6 +251,7 @@ def read_samples(
         columns.n_measured,
         totals=columns.totals,
         labels=columns.label_frame(),
+        logprobs=None if columns.logprobs is None else columns.logprobs.table(),
     )
 
 

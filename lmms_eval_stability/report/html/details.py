@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from math import isfinite, nan
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ...categories import CLUSTER, IMAGE, labels_of
-from ...cost import Geometry, layer_inputs
+from ...cost import Geometry, kept_share
 from ...log_lines import Row, rows_of
 from ...samples import answer_of, as_text
 
@@ -84,7 +83,7 @@ def _measured(found: LogDetails, doc_id: int, counts: Mapping[str, Any], geometr
         found.answer_ms[doc_id] = prefill + (decode or 0.0)
     visual, layers = counts.get("visual_tokens"), counts.get("visual_token_layers")
     if geometry is not None and type(visual) is list and type(layers) is list:
-        share = _kept_share(geometry.layers, tuple(map(repr, layers)), tuple(map(repr, visual)))
+        share = kept_share(geometry.layers, layers, visual)
         if isfinite(share):
             found.kept[doc_id] = share
 
@@ -101,17 +100,6 @@ def _margin(logged: Any) -> float | None:
 
 def _milliseconds(value: Any) -> float | None:
     return float(value) if type(value) in (int, float) and 0 <= value < 1e12 else None
-
-
-@lru_cache(maxsize=4096)
-def _kept_share(layers: int, stages: tuple[str, ...], visual: tuple[str, ...]) -> float:
-    """The share that one sample keeps; nan where the counts fit neither each other nor the model."""
-    try:
-        counts = [int(count) for count in visual]
-        inputs = layer_inputs(layers, [int(stage) for stage in stages], counts)
-    except ValueError:
-        return nan
-    return sum(inputs) / (layers * counts[0]) if counts[0] else nan
 
 
 def speedup(baseline: Mapping[int, float], run: Mapping[int, float]) -> float:
