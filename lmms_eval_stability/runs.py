@@ -20,6 +20,9 @@ from .log_lines import python_json
 from .samples import Labeller, SampleTable, as_number, read_samples, results_name, samples_name
 from .verdicts import Adapter, adapter_for
 
+#: Where tasks of lmms-eval put files for the benchmarks' servers, and MMBench an `mmbench_en_dev_results.json`: no run.
+_SUBMISSIONS = "submissions"
+
 
 @dataclass(frozen=True)
 class TaskInfo:
@@ -177,6 +180,8 @@ def _run_ids(folder: Path, name: str) -> tuple[Path, list[str]]:
             below.clear()
             continue
         seen.add(real)
+        if Path(parent).name == _SUBMISSIONS and not any(map(samples_name, files)):
+            continue
         for name_in_folder in files:
             match = samples_name(name_in_folder) or results_name(name_in_folder)
             if match and Path(parent, name_in_folder).is_file():

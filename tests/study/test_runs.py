@@ -54,6 +54,16 @@ def test_an_at_sign_in_a_folder_name_is_no_timestamp(write_run: WriteRun) -> Non
     assert load_run(write_run("llava@fp16", {"gqa": BASE})).run_id == STAMP
 
 
+def test_what_a_task_writes_for_a_benchmarks_server_is_no_run(base: Path) -> None:
+    submissions = base / "submissions"
+    submissions.mkdir()
+    (submissions / "mmbench_en_dev_results.json").write_text('{"overall_acc": 0.5}')
+    (submissions / "mmbench_en_dev_results.xlsx").touch()
+    assert load_run(base).folder == base / "demo"
+    with pytest.raises(RunNotFoundError, match="no lmms-eval output here"):
+        load_run(submissions)
+
+
 def test_folder_of_two_models_names_both(write_run: WriteRun) -> None:
     folder = write_run("runs", {"gqa": BASE}, home="llava")
     write_run("runs", {"gqa": BASE}, home="qwen")
