@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from .errors import RunFormatError
+from .harness_logs import HarnessLog, converted
 
 #: One line of a samples file.
 Row = dict[str, Any]
@@ -17,7 +18,15 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, parsed line) of every non-blank line; a line that cannot be parsed comes as the reason, a str."""
+    """(line number, parsed line) of every non-blank line; a line that cannot be parsed comes as the reason, a str.
+
+    Of a log of lm-evaluation-harness these are the lines of its filter, in lmms-eval's layout.
+    """
+    return converted(logged_lines(path), path.filter) if isinstance(path, HarnessLog) else logged_lines(path)
+
+
+def logged_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """As `rows_of`, every line as it was logged."""
     try:
         with path.open("rb", buffering=1 << 20) as stream:
             for number, line in enumerate(stream, 1):

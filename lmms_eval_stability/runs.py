@@ -16,7 +16,9 @@ from typing import Any
 import orjson
 
 from .errors import RunFormatError, RunNotFoundError
-from .log_lines import python_json
+from .harness_logs import SAMPLES as HARNESS_SAMPLES
+from .harness_logs import task_files
+from .log_lines import logged_lines, python_json
 from .samples import Labeller, SampleTable, as_number, read_samples, results_name, samples_name
 from .verdicts import Adapter, adapter_for
 
@@ -144,12 +146,16 @@ def load_run(path: str | Path, broken_results: bool = False) -> Run:
     home, run_ids = _run_ids(folder, name)
     run_id = _choose(run_ids, wanted, name)
     files = sorted(home.iterdir())
-    samples = {m["task"]: file for file in files if (m := samples_name(file.name)) and m["run_id"] == run_id}
+    samples: dict[str, Path] = {}
+    for file in files:
+        if (match := samples_name(file.name)) and match["run_id"] == run_id:
+            samples |= _files_of(match["task"], file)
     if not samples:
         with_samples = sorted({m["run_id"] for file in files if (m := samples_name(file.name))})
         other = f"; {home}@{with_samples[-1]} has samples" if with_samples else ""
         raise RunNotFoundError(f"{name}: run {run_id} has no samples: run lmms-eval with --log_samples{other}")
-    results = home / f"{run_id}_results.json"
+    stated = (file for file in files if (match := results_name(file.name)) and match["run_id"] == run_id)
+    results = next(stated, home / f"{run_id}_results.json")
     others = tuple(other for other in run_ids if other != run_id)
     known: dict[str, Any] = {}
     try:
@@ -160,6 +166,11 @@ def load_run(path: str | Path, broken_results: bool = False) -> Run:
         known["results_error"] = str(error).removeprefix(f"{results}: ")
     known["facts"] = known.get("facts") or _first_facts(samples.values())
     return Run(name=name, folder=home, run_id=run_id, sample_files=samples, other_run_ids=others, **known)
+
+
+def _files_of(task: str, file: Path) -> dict[str, Path]:
+    """The samples file by task; one of lm-evaluation-harness with several filters is a task for each."""
+    return task_files(task, file, logged_lines(file)) if HARNESS_SAMPLES.match(file.name) else {task: file}
 
 
 def _split_run_id(name: str) -> tuple[Path, str]:
@@ -212,8 +223,12 @@ def _describe(path: Path) -> dict[str, Any]:
     config = _section(results, "config")
     described = {**_section(results, "results"), **_section(results, "configs")}
     tasks = {task: _task_info(results, task) for task in described}
+    if "lm_eval_version" in results:
+        several = [(task, name) for task, info in tasks.items() for name in info.filters if len(info.filters) > 1]
+        tasks |= {f"{task},{name}": _task_info(results, task, name) for task, name in several}
     facts: dict[str, Any] = next(
-        (section["run"] for section in (results, config) if isinstance(section.get("run"), dict)), {}
+        (section["run"] for section in (results, config) if isinstance(section.get("run"), dict)),
+        _harness_facts(results),
     )
     return {
         "results_file": path,
@@ -273,7 +288,16 @@ def _section(mapping: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _task_info(results: Mapping[str, Any], task: str) -> TaskInfo:
+def _harness_facts(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What lm-evaluation-harness states where models of this package have their facts."""
+    if "lm_eval_version" not in results:
+        return {}
+    versions = {"lm-eval": results["lm_eval_version"], "transformers": results.get("transformers_version")}
+    return {"versions": versions, "dtype": _section(results, "config").get("model_dtype")}
+
+
+def _task_info(results: Mapping[str, Any], task: str, filter_name: str = "") -> TaskInfo:
+    """`filter_name`: take the native scores of this filter only."""
     config = _section(_section(results, "configs"), task)
     listed = config.get("metric_list")
     entries: Iterable[Any] = listed if isinstance(listed, list) else ()
@@ -287,7 +311,7 @@ def _task_info(results: Mapping[str, Any], task: str) -> TaskInfo:
     filters: dict[str, None] = {}
     for key, value in _section(_section(results, "results"), task).items():
         metric, comma, label = key.partition(",")
-        if comma and "_stderr" not in metric and isinstance(value, (int, float)):
+        if comma and filter_name in ("", label) and "_stderr" not in metric and isinstance(value, (int, float)):
             native.setdefault(metric, as_number(value))
             filters.setdefault(label)
     better = _section(_section(results, "higher_is_better"), task)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from .cost import TokenTotals
 from .errors import RunFormatError
+from .harness_logs import RESULTS as HARNESS_RESULTS
+from .harness_logs import SAMPLES as HARNESS_SAMPLES
 from .log_lines import Row, rows_of
 from .problems import EXAMPLES
 
@@ -371,9 +373,9 @@ _RESULTS = re.compile(r"^(?P<run_id>.+?)_results\.json$")
 
 def samples_name(name: str) -> re.Match[str] | None:
     """Parts `run_id` and `task` of the name of a samples file; None when it is another file."""
-    return _SAMPLES.match(name)
+    return HARNESS_SAMPLES.match(name) or _SAMPLES.match(name)
 
 
 def results_name(name: str) -> re.Match[str] | None:
     """Part `run_id` of the name of a results file; None when it is another file."""
-    return _RESULTS.match(name)
+    return HARNESS_RESULTS.match(name) or _RESULTS.match(name)
