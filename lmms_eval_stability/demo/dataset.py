@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lmms_eval_stability.demo.questions import KINDS, Question, all_questions, pick
-from lmms_eval_stability.demo.scenes import Scene, draw_scene, encode_jpeg, render
+from lmms_eval_stability.demo.scenes import TRAINED, Scene, World, draw_scene, encode_jpeg, render
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 SEED = 20261120
@@ -39,14 +39,30 @@ MAX_PER_KIND_AND_IMAGE = 2
 
 
 @dataclass(frozen=True)
+class MakeUp:
+    """How many of what: questions by kind, pictures by number of objects, and how many of these are counted."""
+
+    kinds: Mapping[str, int]
+    images: Mapping[int, int]
+    count_questions: Mapping[int, int]
+
+
+HELD_OUT = MakeUp(KIND_QUOTA, IMAGES_BY_COUNT, COUNT_QUESTIONS)
+
+
+@dataclass(frozen=True)
 class HeldOutQuestion:
-    """One row of the held-out set. `image_id` numbers the pictures, `question_id` the rows, both in file order."""
+    """One row of the held-out set. `image_id` numbers the pictures, `question_id` the rows, both in file order.
+
+    `group` parts the rows of sets that are made of groups; empty elsewhere, and then no column of the file.
+    """
 
     question_id: str
     image_id: str
     question: str
     answer: str
     kind: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,12 +83,23 @@ def stream(split: str, *key: int | str, seed: int = SEED) -> np.random.Generator
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
-def build_held_out(seed: int = SEED) -> HeldOutSet:
-    """Draw the held-out pictures and choose exactly `N_QUESTIONS` questions, 4 or 5 to a picture."""
-    plan = stream("test", "plan", seed=seed)
-    counts = plan.permutation(np.repeat(list(IMAGES_BY_COUNT), list(IMAGES_BY_COUNT.values())))
-    scenes = [draw_scene(stream("test", i, seed=seed), n_objects=int(n)) for i, n in enumerate(counts)]
-    chosen = _Chooser(plan, scenes).choose()
+def build_held_out(
+    seed: int = SEED, *, world: World = TRAINED, make_up: MakeUp = HELD_OUT, key: Sequence[str] = ()
+) -> HeldOutSet:
+    """Draw the held-out pictures and choose exactly as many questions as `make_up` says, 4 or 5 to a picture.
+
+    Args:
+        seed: of all random streams.
+        world: what there is to draw.
+        make_up: how many of what.
+        key: names the streams of another set than `shapes_vqa`'s, so that no two sets share one.
+    """
+    plan = stream("test", *key, "plan", seed=seed)
+    counts = plan.permutation(np.repeat(list(make_up.images), list(make_up.images.values())))
+    scenes = [
+        draw_scene(stream("test", *key, i, seed=seed), n_objects=int(n), world=world) for i, n in enumerate(counts)
+    ]
+    chosen = _Chooser(plan, scenes, world, make_up).choose()
     questions = []
     for index, asked in enumerate(chosen):
         for number, question in enumerate(asked):
@@ -97,15 +124,16 @@ def _image_id(index: int) -> str:
 
 
 class _Chooser:
-    """Fills each picture's 4 or 5 places so that the kinds come out exactly as `KIND_QUOTA` says.
+    """Fills each picture's 4 or 5 places so that the kinds come out exactly as the make-up says.
 
     The scarcest kinds choose first; `exist`, which can always be asked, takes what is left.
     """
 
-    def __init__(self, rng: np.random.Generator, scenes: Sequence[Scene]) -> None:
+    def __init__(self, rng: np.random.Generator, scenes: Sequence[Scene], world: World, make_up: MakeUp) -> None:
         self.rng = rng
         self.scenes = scenes
-        self.available = [all_questions(scene) for scene in scenes]
+        self.make_up = make_up
+        self.available = [all_questions(scene, world) for scene in scenes]
         self.chosen: list[list[Question]] = [[] for _ in scenes]
         self.room = self._rooms()
 
@@ -113,21 +141,21 @@ class _Chooser:
         """Four places for pictures of one object, which allow few questions; five for as many others as needed."""
         room = [4] * len(self.scenes)
         several = [i for i, scene in enumerate(self.scenes) if len(scene.objects) > 1]
-        for i in self.rng.choice(several, size=N_QUESTIONS - sum(room), replace=False):
+        for i in self.rng.choice(several, size=sum(self.make_up.kinds.values()) - sum(room), replace=False):
             room[int(i)] = 5
         return room
 
     def choose(self) -> list[list[Question]]:
         """Return the questions of each picture, in random order within it."""
         for kind in ("relation_shape", "relation_color"):
-            self._fill(kind, KIND_QUOTA[kind], self._shuffled(), limit=1)
-        for n_objects, quota in COUNT_QUESTIONS.items():
+            self._fill(kind, self.make_up.kinds[kind], self._shuffled(), limit=1)
+        for n_objects, quota in self.make_up.count_questions.items():
             same = [i for i in self._shuffled() if len(self.scenes[i].objects) == n_objects]
             self._fill("count", quota, same, limit=1)
         # One of each first, alternating, so that neither kind takes all places of the pictures that allow both.
         for limit in (1, MAX_PER_KIND_AND_IMAGE):
             for kind in ("color", "shape"):
-                missing = KIND_QUOTA[kind] - self._asked(kind)
+                missing = self.make_up.kinds[kind] - self._asked(kind)
                 self._fill(kind, missing, self._shuffled(), limit=limit, must=limit == MAX_PER_KIND_AND_IMAGE)
         self._fill_exist()
         for questions in self.chosen:
@@ -182,7 +210,7 @@ def write_parquet(held_out: HeldOutSet, path: Path) -> None:
     import pyarrow.parquet as pq
     from datasets import Features, Image, Value
 
-    columns = list(asdict(held_out.questions[0]))
+    columns = [name for name, value in asdict(held_out.questions[0]).items() if name != "group" or value]
     features = Features({"image": Image(), **{name: Value("string") for name in columns}})
     images = [{"bytes": held_out.images[row.image_id], "path": f"{row.image_id}.jpg"} for row in held_out.questions]
     data = {"image": images, **{name: [getattr(row, name) for row in held_out.questions] for name in columns}}

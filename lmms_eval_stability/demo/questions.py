@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmms_eval_stability.demo.scenes import COLORS, SHAPES, Scene, SceneObject
+from lmms_eval_stability.demo.scenes import TRAINED, Scene, SceneObject, World
 
 KINDS: tuple[str, ...] = ("color", "shape", "count", "exist", "relation_shape", "relation_color")
 DIRECTIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
@@ -28,15 +28,18 @@ class Question:
     answer: str
 
 
-def all_questions(scene: Scene) -> dict[str, list[Question]]:
-    """Return every question that can be asked about `scene`, by kind (every kind is a key; lists may be empty)."""
+def all_questions(scene: Scene, world: World = TRAINED) -> dict[str, list[Question]]:
+    """Return every question that can be asked about a scene of `world`, by kind.
+
+    Every kind is a key; lists may be empty.
+    """
     found: dict[str, list[Question]] = {kind: [] for kind in KINDS}
-    for question in _enumerate(scene):
+    for question in _enumerate(scene, world):
         found[question.kind].append(question)
     return found
 
 
-def _enumerate(scene: Scene) -> Iterator[Question]:
+def _enumerate(scene: Scene, world: World) -> Iterator[Question]:
     yield Question("count", "How many objects are there?", str(len(scene.objects)))
     for item in scene.objects:
         if _occurs_once(scene, shape=item.shape):
@@ -50,19 +53,19 @@ def _enumerate(scene: Scene) -> Iterator[Question]:
                 where = f"{direction} the {item.color} {item.shape}"
                 yield Question("relation_shape", f"What shape is the object {where}?", other.shape)
                 yield Question("relation_color", f"What color is the object {where}?", other.color)
-    yield from _absent(scene)
+    yield from _absent(scene, world)
 
 
 def _occurs_once(scene: Scene, shape: str | None = None, color: str | None = None) -> bool:
     return sum(shape in (None, item.shape) and color in (None, item.color) for item in scene.objects) == 1
 
 
-def _absent(scene: Scene) -> Iterator[Question]:
+def _absent(scene: Scene, world: World) -> Iterator[Question]:
     """Ask for pairs that are not there but share their colour or their shape with something that is."""
     present = {(item.color, item.shape) for item in scene.objects}
     colors, shapes = {color for color, _ in present}, {shape for _, shape in present}
-    for color in COLORS:
-        for shape in SHAPES:
+    for color in world.colors:
+        for shape in world.shapes:
             if (color, shape) not in present and (color in colors or shape in shapes):
                 yield Question("exist", f"Is there a {color} {shape}?", "no")
 

@@ -7,13 +7,16 @@ question about it can be checked against the scene alone. Coordinates are pixels
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-IMAGE_SIZE = 96
+from lmms_eval_stability.demo.backgrounds import paint_background, tinted
+from lmms_eval_stability.demo.canvas import IMAGE_SIZE, ByteArray, FloatArray, X, Y
+from lmms_eval_stability.demo.outlines import signed_distance
+
 JPEG_QUALITY = 92
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -32,18 +35,32 @@ OBJECT_COUNT_WEIGHTS: tuple[float, ...] = (0.20, 0.26, 0.27, 0.27)
 
 MIN_RADIUS, MAX_RADIUS = 10.0, 16.0
 MAX_ROTATION = np.pi / 12
+HATCH_SHARE, HATCH_DARKNESS = 0.4, 0.65  # of a hatched shape: how much is lines, and how dark they are
 GAP = 2.0  # pixels left free between the circumscribed circles of two objects
 
 HELD_OUT_DIFFICULTY: tuple[float, float] = (0.1, 0.7)
 """Range of `Scene.difficulty` in the held-out set. Fixed before the first model was trained; not tuned afterwards."""
 
-FloatArray = NDArray[np.float64]
-ByteArray = NDArray[np.uint8]
+
+@dataclass(frozen=True)
+class World:
+    """What scenes are made of: colours by name (red, green, blue of 255), shapes and backgrounds."""
+
+    colors: Mapping[str, tuple[int, int, int]]
+    shapes: tuple[str, ...]
+    backgrounds: tuple[str, ...]
+
+
+TRAINED = World(COLORS, SHAPES, BACKGROUNDS)
+"""What the embedded model was trained on, and `shapes_vqa` asks about."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape. `radius` is that of the circumscribed circle; `rgb` is the drawn colour, jittered around `color`."""
+    """One shape. `radius` is that of the circumscribed circle; `rgb` is the drawn colour, jittered around `color`.
+
+    `hatch` is the distance in pixels between dark lines drawn across the shape; 0 for none.
+    """
 
     shape: str
     color: str
@@ -53,16 +70,21 @@ class SceneObject:
     angle: float
     rgb: tuple[float, float, float]
     opacity: float
+    hatch: float = 0.0
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that determines a picture. `texture_seed` drives background detail, specks and pixel noise."""
+    """Everything that determines a picture. `texture_seed` drives background detail, specks and pixel noise.
+
+    `tint` colours the background (red, green, blue of 255); None leaves it grey.
+    """
 
     objects: tuple[SceneObject, ...]
     background: str
     difficulty: float
     texture_seed: int
+    tint: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +107,11 @@ class Difficulty:
 
 
 def draw_scene(
-    rng: np.random.Generator, *, difficulty: tuple[float, float] = HELD_OUT_DIFFICULTY, n_objects: int | None = None
+    rng: np.random.Generator,
+    *,
+    difficulty: tuple[float, float] = HELD_OUT_DIFFICULTY,
+    n_objects: int | None = None,
+    world: World = TRAINED,
 ) -> Scene:
     """Draw a scene at random: 1-4 objects, each colour-shape pair at most once.
 
@@ -93,18 +119,19 @@ def draw_scene(
         rng: the only source of randomness.
         difficulty: range from which this scene's difficulty is drawn uniformly.
         n_objects: number of objects; drawn with `OBJECT_COUNT_WEIGHTS` when None.
+        world: what there is to draw.
     """
     level = float(rng.uniform(*difficulty))
     count = n_objects if n_objects is not None else int(rng.choice(OBJECT_COUNTS, p=OBJECT_COUNT_WEIGHTS))
     means = Difficulty.of(level)
-    names = list(COLORS)
-    pairs = rng.choice(len(names) * len(SHAPES), size=count, replace=False)
+    names, shapes = list(world.colors), world.shapes
+    pairs = rng.choice(len(names) * len(shapes), size=count, replace=False)
     places = _place(rng, count)
     objects = []
     for pair, (x, y, radius) in zip(pairs, places, strict=True):
-        color, shape = names[int(pair) // len(SHAPES)], SHAPES[int(pair) % len(SHAPES)]
+        color, shape = names[int(pair) // len(shapes)], shapes[int(pair) % len(shapes)]
         jitter = rng.uniform(-means.color_jitter, means.color_jitter, size=3)
-        red, green, blue = (float(np.clip(c + j, 0, 255)) for c, j in zip(COLORS[color], jitter, strict=True))
+        red, green, blue = (float(np.clip(c + j, 0, 255)) for c, j in zip(world.colors[color], jitter, strict=True))
         objects.append(
             SceneObject(
                 shape=shape,
@@ -117,7 +144,7 @@ def draw_scene(
                 opacity=float(rng.uniform(means.min_opacity, 1.0)),
             )
         )
-    background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
+    background = world.backgrounds[int(rng.integers(len(world.backgrounds)))]
     return Scene(tuple(objects), background, level, int(rng.integers(2**63)))
 
 
@@ -140,11 +167,11 @@ def render(scene: Scene) -> ByteArray:
     """Paint a scene; return uint8 pixels of shape (IMAGE_SIZE, IMAGE_SIZE, 3)."""
     rng = np.random.default_rng(scene.texture_seed)
     means = Difficulty.of(scene.difficulty)
-    canvas = _background(rng, scene.background)
+    canvas = tinted(paint_background(rng, scene.background), scene.tint)
     _paint_specks(rng, canvas, means.specks)
     for item in scene.objects:
         alpha = (item.opacity * coverage(item))[..., None]
-        canvas = canvas * (1 - alpha) + np.asarray(item.rgb) * alpha
+        canvas = canvas * (1 - alpha) + _paint(item) * alpha
     canvas = canvas + means.noise_sigma * rng.standard_normal(canvas.shape, dtype=np.float32)
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
@@ -161,17 +188,24 @@ def decode_jpeg(data: bytes) -> ByteArray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-_AXIS = np.arange(IMAGE_SIZE, dtype=np.float64) + 0.5
-_X, _Y = np.meshgrid(_AXIS, _AXIS)
+def _paint(item: SceneObject) -> FloatArray:
+    """Return the colours laid on by an object: one (3,), or one per pixel (IMAGE_SIZE, IMAGE_SIZE, 3) if hatched."""
+    rgb = np.asarray(item.rgb)
+    if item.hatch == 0:
+        return rgb
+    along = (X - item.x) * np.cos(item.angle + np.pi / 4) + (Y - item.y) * np.sin(item.angle + np.pi / 4)
+    line = (along % item.hatch) < HATCH_SHARE * item.hatch
+    hatched: FloatArray = rgb * np.where(line, HATCH_DARKNESS, 1.0)[..., None]
+    return hatched
 
 
 def coverage(item: SceneObject) -> FloatArray:
     """Return how much of each pixel the object covers, in [0, 1], shape (IMAGE_SIZE, IMAGE_SIZE)."""
     covered = np.zeros((IMAGE_SIZE, IMAGE_SIZE))
     box = _box(item.x, item.y, item.radius)
-    dx, dy = _X[box] - item.x, _Y[box] - item.y
+    dx, dy = X[box] - item.x, Y[box] - item.y
     cos, sin = np.cos(item.angle), np.sin(item.angle)
-    distance = _signed_distance(item.shape, cos * dx + sin * dy, cos * dy - sin * dx, item.radius)
+    distance = signed_distance(item.shape, cos * dx + sin * dy, cos * dy - sin * dx, item.radius)
     covered[box] = np.clip(0.5 - distance, 0.0, 1.0)
     return covered
 
@@ -182,56 +216,6 @@ def _box(x: float, y: float, radius: float) -> tuple[slice, slice]:
     return slice(top, int(y + radius) + 3), slice(left, int(x + radius) + 3)
 
 
-def _signed_distance(shape: str, x: FloatArray, y: FloatArray, radius: float) -> FloatArray:
-    """Return the approximate distance in pixels to the outline (negative inside) of a shape centred on the origin."""
-    distance: FloatArray
-    if shape == "circle":
-        distance = np.hypot(x, y) - 0.92 * radius
-    elif shape == "square":
-        distance = np.maximum(np.abs(x), np.abs(y)) - 0.74 * radius
-    elif shape == "cross":
-        bar = 0.3 * radius
-        across = np.maximum(np.abs(x) - radius, np.abs(y) - bar)
-        distance = np.minimum(across, np.maximum(np.abs(x) - bar, np.abs(y) - radius))
-    elif shape == "triangle":
-        sides = [x * np.cos(a) + y * np.sin(a) for a in (np.pi / 2, np.pi * 7 / 6, np.pi * 11 / 6)]
-        distance = np.maximum.reduce(sides) - 0.5 * radius
-    elif shape == "star":
-        # Fold the plane onto one tenth of the star: from the tip at angle 0 to the notch at angle 36 degrees.
-        turn = np.arctan2(x, -y)
-        folded = np.abs((turn + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
-        reach = np.hypot(x, y)
-        notch = 0.42 * radius * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
-        edge = notch - np.array([radius, 0.0])
-        normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
-        distance = (reach * np.cos(folded) - radius) * normal[0] + reach * np.sin(folded) * normal[1]
-    else:
-        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
-    return distance
-
-
-def _background(rng: np.random.Generator, kind: str) -> FloatArray:
-    """Return a greyish background (IMAGE_SIZE, IMAGE_SIZE, 3): pale enough that the six colours stand out."""
-    first = rng.uniform(70, 190) + rng.uniform(-12, 12, size=3)
-    second = first + rng.choice([-1.0, 1.0]) * rng.uniform(15, 35)
-    angle, period = rng.uniform(0, 2 * np.pi), rng.uniform(10, 28)
-    along = _X * np.cos(angle) + _Y * np.sin(angle)
-    if kind == "plain":
-        mix = np.zeros_like(_X)
-    elif kind == "gradient":
-        mix = (along - along.min()) / (along.max() - along.min())
-    elif kind == "stripes":
-        mix = ((along // (period / 2)) % 2).astype(np.float64)
-    elif kind == "checks":
-        mix = ((_X // (period / 2) + _Y // (period / 2)) % 2).astype(np.float64)
-    elif kind == "blocks":
-        mix = np.kron(rng.uniform(0, 1, size=(6, 6)), np.ones((IMAGE_SIZE // 6, IMAGE_SIZE // 6)))
-    else:
-        raise ValueError(f"unknown background {kind!r}; known: {', '.join(BACKGROUNDS)}")
-    painted: FloatArray = first + (second - first) * mix[..., None]
-    return painted
-
-
 def _paint_specks(rng: np.random.Generator, canvas: FloatArray, count: int) -> None:
     """Dot the canvas, in place, with small coloured distractors of 1-2 pixels' radius; objects cover them."""
     palette = list(COLORS.values())
@@ -239,5 +223,5 @@ def _paint_specks(rng: np.random.Generator, canvas: FloatArray, count: int) -> N
         x, y = rng.uniform(0, IMAGE_SIZE, size=2)
         radius = rng.uniform(1.0, 2.0)
         box = _box(x, y, radius)
-        dot = np.hypot(_X[box] - x, _Y[box] - y) <= radius
+        dot = np.hypot(X[box] - x, Y[box] - y) <= radius
         canvas[box][dot] = palette[int(rng.integers(len(palette)))]

@@ -12,6 +12,7 @@ from typing import Any
 from .base import Adapter, Verdict, judge, judge_line
 from .exact_match import GQA, SHAPES_VQA, adapter_of
 from .generic import CHOICE, GENERIC
+from .groups import SHAPES_SPURIOUS
 from .letters import AI2D, SCIENCEQA
 from .mmbench import MMBENCH, MMBENCH_STATIC
 from .mmmu import MMMU
@@ -24,6 +25,7 @@ from .vqa_rad import VQA_RAD
 ADAPTERS: tuple[Adapter, ...] = (
     GQA,
     SHAPES_VQA,
+    SHAPES_SPURIOUS,
     VQAV2,
     SOFT_VQA,
     VQA_RAD,

@@ -104,8 +104,8 @@ def test_shapes_have_the_area_of_their_geometry(shape: str, area: float) -> None
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown shape 'heart'"):
-        coverage(disc("heart"))
+    with pytest.raises(ValueError, match="unknown shape 'hexagon'"):
+        coverage(disc("hexagon"))
     with pytest.raises(ValueError, match="unknown background 'sky'"):
         render(replace(SCENES[0], background="sky"))
 
