@@ -21,7 +21,7 @@ _NEEDS = {
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..study import Study, StudyRun
+    from ..study.legacy import Study, StudyRun
 
 
 @click.command(epilog="\b\nExample:\n  lmms-eval-stability demo -o demo-runs\n")
@@ -46,7 +46,7 @@ def demo(output: Path, limit: int | None) -> None:
     from ..comparison import compare_runs
     from ..report.folder import ReportFolder
     from ..report.terminal import print_comparison
-    from ..study import BASELINE, RERUN, demo_config, load_study, run_study
+    from ..study.legacy import BASELINE, RERUN, demo_config, load_study, run_study
 
     study = _runnable(load_study(demo_config()))
     if limit is not None:

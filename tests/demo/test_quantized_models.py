@@ -13,7 +13,7 @@ import pytest
 
 from lmms_eval_stability.commands import demo as command
 from lmms_eval_stability.demo import MODEL_DIR, SHORT_NAMES, model_path
-from lmms_eval_stability.study import demo_config, load_study
+from lmms_eval_stability.study.legacy import demo_config, load_study
 
 QUANTIZED = [name for name in SHORT_NAMES if name != "demo"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lmms_eval_stability import study as study_module
+from lmms_eval_stability.study import legacy as study_module
 from lmms_eval_stability.plugin import registered_models, registered_tasks
-from lmms_eval_stability.study import (
+from lmms_eval_stability.study.legacy import (
     RERUN,
     Study,
     StudyConfigError,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import StabilityError
+from ..errors import StabilityError
 
 BASELINE, RERUN = "baseline", "baseline_again"
 LOG = "lmms_eval.log"

@@ -1,0 +1,1 @@
+"""Where the processes of a study run: `base.Engine`, and one file per engine."""

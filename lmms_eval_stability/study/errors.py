@@ -1,0 +1,17 @@
+"""What can go wrong with a study."""
+
+from __future__ import annotations
+
+from ..errors import StabilityError
+
+
+class StudyConfigError(StabilityError):
+    """The YAML of a study says something that cannot be run, or its folder holds other things."""
+
+
+class StudyRunError(StabilityError):
+    """Runs of a study are not complete."""
+
+
+class IncompleteLogError(StabilityError):
+    """The logs of one lmms-eval process are not those of a complete run."""

@@ -1,0 +1,159 @@
+"""Where finished work lies: `shards/KEY/FIRST-STOP/`, in a folder or behind any fsspec URL, complete or not there.
+
+A shard is some documents of one cell. Its folder holds what lmms-eval logged of them (`samples.jsonl`, `results.json`),
+what it printed (`lmms_eval.log`), and `done.json`, which is written last: a folder without one does not count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+SAMPLES, RESULTS, LOG, DONE = "samples.jsonl", "results.json", "lmms_eval.log", "done.json"
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """Documents `first` (from 0) up to `stop`, which is not among them; None is the end of the task."""
+
+    first: int
+    stop: int | None
+
+    @property
+    def name(self) -> str:
+        """As a folder."""
+        return f"{self.first}-{'end' if self.stop is None else self.stop}"
+
+    @property
+    def count(self) -> int | None:
+        """How many documents; None when only lmms-eval will know."""
+        return None if self.stop is None else self.stop - self.first
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A complete shard, as its `done.json` says.
+
+    Attributes:
+        key: of its cell. span: which documents were asked for.
+        stop: where the shard ends in fact. total: documents that the task has.
+        seconds: of the whole process, shared out by documents where it ran several tasks.
+        startup: those of `seconds` that passed outside of generation; None when lmms-eval did not say.
+        cell: name of the cell for which it ran. host: where.
+        sizes: bytes of each file.
+    """
+
+    key: str
+    span: Span
+    stop: int
+    total: int
+    seconds: float
+    startup: float | None
+    cell: str
+    host: str
+    sizes: dict[str, int]
+
+    @property
+    def documents(self) -> int:
+        """How many were answered."""
+        return self.stop - self.span.first
+
+
+class Store:
+    """The finished shards of a study. Only the URL is kept, so a store may be sent to a worker."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is a folder or an fsspec URL, such as `s3://bucket/study`."""
+        self.url = url
+
+    @property
+    def _files(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        files, root = url_to_fs(self.url)
+        return files, str(root).rstrip("/")
+
+    def folder(self, key: str, span: Span) -> str:
+        """Path of a shard within its file system."""
+        return f"{self._files[1]}/shards/{key}/{span.name}"
+
+    def finished(self) -> dict[str, list[Finished]]:
+        """All complete shards by key. One whose files are not of the size that `done.json` says is not complete."""
+        files, root = self._files
+        files.invalidate_cache()
+        found: dict[str, list[Finished]] = defaultdict(list)
+        for marker in sorted(files.glob(f"{root}/shards/*/*/{DONE}")):
+            shard = _read(files, str(marker))
+            if shard is not None:
+                found[shard.key].append(shard)
+        return dict(found)
+
+    def publish(self, folder: Path, shard: Finished) -> None:
+        """Store a shard: its files first, the marker last. Raises OSError; what is there then does not count."""
+        files, _ = self._files
+        target = self.folder(shard.key, shard.span)
+        if files.exists(f"{target}/{DONE}"):
+            files.rm(f"{target}/{DONE}")
+        files.makedirs(target, exist_ok=True)
+        for name in shard.sizes:
+            files.put_file(str(folder / name), f"{target}/{name}")
+        marker = folder / DONE
+        marker.write_text(json.dumps(asdict(shard), indent=2) + "\n", encoding="utf-8")
+        files.put_file(str(marker), f"{target}/{DONE}")
+
+    def keep_log(self, log: Path, name: str) -> str:
+        """Store what a failed process printed as `failed/NAME.log`; returns its path."""
+        files, root = self._files
+        files.makedirs(f"{root}/failed", exist_ok=True)
+        files.put_file(str(log), f"{root}/failed/{name}.log")
+        return f"{root}/failed/{name}.log"
+
+    def read(self, shard: Finished, name: str) -> bytes:
+        """One file of a shard."""
+        files, _ = self._files
+        return bytes(files.cat_file(f"{self.folder(shard.key, shard.span)}/{name}"))
+
+
+def _read(files: fsspec.AbstractFileSystem, marker: str) -> Finished | None:
+    try:
+        fields: dict[str, Any] = json.loads(files.cat_file(marker))
+        shard = Finished(**{**fields, "span": Span(**fields["span"])})
+        folder = marker.rpartition("/")[0]
+        complete = all(files.size(f"{folder}/{name}") == size for name, size in shard.sizes.items())
+    except (OSError, ValueError, TypeError, LookupError):
+        return None  # half written: it is run again
+    return shard if complete else None
+
+
+def missing(wanted: int | None, finished: Iterable[Finished], limit: int | None = None) -> list[Span]:
+    """The documents that no finished shard holds.
+
+    Args:
+        wanted: how many documents the cell has; None while nobody knows.
+        finished: its complete shards; where two overlap, the one that starts earlier counts.
+        limit: documents per task, should a finished shard say how many there are.
+    """
+    spans = []
+    at = 0
+    for shard in chosen(finished):
+        wanted = min(shard.total, limit or shard.total)
+        if shard.span.first > at:
+            spans.append(Span(at, shard.span.first))
+        at = shard.stop
+    if wanted is None or at < wanted:
+        spans.append(Span(at, wanted))
+    return spans
+
+
+def chosen(finished: Iterable[Finished]) -> list[Finished]:
+    """Shards in order of their documents, without those that repeat documents of another."""
+    found: list[Finished] = []
+    for shard in sorted(finished, key=lambda shard: (shard.span.first, -shard.stop)):
+        if not found or shard.span.first >= found[-1].stop:
+            found.append(shard)
+    return found
