@@ -2,8 +2,8 @@
 
 Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019,
 section 4: the errors over the severities of a corruption, summed, over the sum of a reference model's, CE; their mean
-over corruptions, mCE; and the same with each model's error on clean inputs taken off first, relative CE. Theirs refer to
-AlexNet, ours to the unaccelerated model: 1 means that acceleration costs nothing on this perturbation.
+over corruptions, mCE; and the same with each model's error on clean inputs taken off first, relative CE. Theirs refer
+to AlexNet, ours to the unaccelerated model: 1 means that acceleration costs nothing on this perturbation.
 
 Departs from them in that an error is 1 minus a sample's score, which is soft in some benchmarks, and that each sample
 is seen at one level only: the error at a level is the mean over the samples that drew it.
