@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("lmms_eval_stability.commands.demo:demo", "Run the demo study on the model that is shipped."),
     "gate": Command("lmms_eval_stability.commands.gate:gate", "Hold a comparison against limits: PASS or FAIL."),
     "models": Command("lmms_eval_stability.commands.registered:models", "List the models added to lmms-eval."),
+    "paper": Command("lmms_eval_stability.commands.paper:paper", "Published tables, and runs beside them."),
     "perturb": Command("lmms_eval_stability.commands.perturb:perturb", "Show, list or store perturbed inputs."),
     "show-tokens": Command(
         "lmms_eval_stability.commands.show_tokens:show_tokens", "Draw which visual tokens each method keeps."

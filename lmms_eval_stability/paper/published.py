@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,12 @@ def table_path(number: int) -> Path:
     if number not in TABLES:
         raise OptionError(f"the paper has no table {number}; there are tables {min(TABLES)} to {max(TABLES)}")
     return Path(__file__).parent / "tables" / f"table{number}.csv"
+
+
+def table_rows(number: int) -> list[dict[str, str]]:
+    """Table `number` as texts, one dict with `COLUMNS` per number, without pandas."""
+    with table_path(number).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def read_table(number: int) -> pd.DataFrame:
