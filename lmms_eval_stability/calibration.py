@@ -123,7 +123,7 @@ def calibrate(confidence: ArrayLike, correct: ArrayLike, bins: int = 15, scheme:
     if ((sure < 0) | (sure > 1 + RESOLUTION)).any():
         raise ValueError("a confidence lies outside [0, 1]; log-probabilities need exp() first")
     sure = np.minimum(sure, 1.0)
-    table = _binned(sure, _bin_numbers(sure, bins, scheme), {"accuracy": right.astype(float), "confidence": sure})
+    table = _binned(sure, bin_numbers(sure, bins, scheme), {"accuracy": right.astype(float), "confidence": sure})
     n = len(sure)
     if not n:
         return Calibration(0, nan, nan, nan, nan, nan, NO_RATE, table, scheme)
@@ -156,7 +156,7 @@ def flip_rate_by_margin(margin: ArrayLike, flipped: ArrayLike, bins: int = 10) -
         One row per bin, least margin first: low, high (inclusive), n, rate, rate_low, rate_high (Wilson).
     """
     values, events = _usable(margin, flipped)
-    table = _binned(values, _bin_numbers(values, bins, "mass"), {"rate": events.astype(float)})
+    table = _binned(values, bin_numbers(values, bins, "mass"), {"rate": events.astype(float)})
     rates = [wilson(round(rate * n), n) for rate, n in zip(table["rate"].tolist(), table["n"].tolist(), strict=True)]
     return table.assign(rate_low=[rate.low for rate in rates], rate_high=[rate.high for rate in rates])
 
@@ -206,7 +206,7 @@ def _usable(values: ArrayLike, marks: ArrayLike) -> tuple[Floats, NDArray[np.boo
     return numbers[known], events[known]
 
 
-def _bin_numbers(values: Floats, bins: int, scheme: str) -> NDArray[np.intp]:
+def bin_numbers(values: Floats, bins: int, scheme: str) -> NDArray[np.intp]:
     """The bin of each value, a function of the value alone."""
     import numpy as np
 

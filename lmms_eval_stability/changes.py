@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from math import isfinite
+from typing import TYPE_CHECKING, Any
 
 from .divergence import Rate, wilson
 
@@ -31,6 +32,26 @@ class Changes:
     wrong_to_right: Rate
     wrong_to_other_wrong: Rate
     right_to_other_right: Rate
+
+
+#: Names of the groups.
+GROUPS = tuple(item.name for item in fields(Changes) if item.name != "n")
+
+
+@dataclass(frozen=True)
+class TaskChanges:
+    """The changes of one task of a run."""
+
+    task: str
+    changes: Changes
+
+    def record(self) -> dict[str, Any]:
+        """One flat dict: task, n, and each group with the ends of its interval; None for what there is not."""
+        flat: dict[str, Any] = {"task": self.task, "n": self.changes.n}
+        for name in GROUPS:
+            rate: Rate = getattr(self.changes, name)
+            flat |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
+        return {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in flat.items()}
 
 
 def changes(pairs: PairedSamples) -> Changes:

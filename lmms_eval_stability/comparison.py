@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from .averages import weighted_average
 from .categories import CategoryRow, all_categories, labeller
+from .changes import TaskChanges, changes
 from .choices import Choices
-from .clusters import find_clusters, with_clusters
+from .clusters import Clusters, find_clusters, with_clusters
+from .compared import Comparison, Rerun, RunComparison
 from .confounders import Confounder, confounders, labels, other_subject
 from .cost import Geometry
 from .divergence import Divergence, average, diverge
@@ -30,70 +33,12 @@ from .samples import SampleTable
 from .verdicts import CHOICE, SCORED, Adapter, PairMetric, adapter_for, judge, with_policy
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from .reliability_study import ReliabilityStudy
 
 #: Called with (label of the run, its pairs) as soon as a task of a run is paired.
 PairSink = Callable[[str, PairedSamples], None]
 
-
-@dataclass(frozen=True)
-class RunComparison:
-    """One run against the baseline.
-
-    Attributes:
-        label: name of the run in all outputs.
-        rows: one `Divergence` per task, then their average where there are several.
-        confounders: settings in which the run differs from the baseline.
-        accepted: problems that were accepted, each with its count, of this run and of the baseline's re-run.
-        warnings: sentences about what to know before believing the numbers.
-        metrics: what the benchmarks report beside the score, task by task (F1 of POPE, circular accuracy of MMBench).
-        categories: the numbers of parts of the tasks, where the baseline's log names any.
-    """
-
-    label: str
-    run: Run
-    rows: tuple[Divergence, ...]
-    confounders: tuple[Confounder, ...] = ()
-    accepted: tuple[Problem, ...] = ()
-    warnings: tuple[str, ...] = ()
-    metrics: tuple[PairMetric, ...] = ()
-    categories: tuple[CategoryRow, ...] = ()
-
-
-@dataclass(frozen=True)
-class Rerun:
-    """The baseline run again, and the settings in which that run differs from it."""
-
-    run: Run
-    confounders: tuple[Confounder, ...] = ()
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All runs against one baseline.
-
-    `reruns` are the baseline's own re-runs; `prediction` is the policy that says which text of an answer is compared;
-    `overlaps` says of each task that several runs have whether they diverge on the same samples.
-    """
-
-    label: str
-    baseline: Run
-    runs: tuple[RunComparison, ...]
-    correct_at: float
-    reruns: tuple[Rerun, ...] = ()
-    prediction: str = SCORED
-    overlaps: tuple[TaskOverlap, ...] = ()
-
-    def records(self) -> list[dict[str, Any]]:
-        """One dict per run and task (and average), nan as None; keys as in `divergence.Divergence`."""
-        return [row.record() for run in self.runs for row in run.rows]
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """The records as a data frame, one row per run and task."""
-        import pandas as pd
-
-        return pd.DataFrame([row.record() for run in self.runs for row in run.rows])
+__all__ = ["Comparison", "PairSink", "Rerun", "RunComparison", "compare_runs"]
 
 
 def compare_runs(
@@ -106,6 +51,7 @@ def compare_runs(
     tasks: Sequence[str] = (),
     metric: Sequence[str] = (),
     prediction: str = SCORED,
+    reliability: bool = False,
     on_pairs: PairSink | None = None,
 ) -> Comparison:
     """Compare runs with a baseline, sample by sample.
@@ -119,6 +65,7 @@ def compare_runs(
         tasks: compare these tasks only; all by default.
         metric: names of the score, "NAME" for all tasks or "TASK=NAME" for one.
         prediction: which text of an answer is compared: "scored", "filtered" or "raw", see `verdicts.POLICIES`.
+        reliability: read log-probabilities, too, and say how far confidence can be relied on, see `reliability`.
         on_pairs: receives the pairs of each task and run; they are not kept otherwise.
 
     Raises PairingError with every problem of every task and run that is not accepted, and other `StabilityError`s
@@ -136,7 +83,7 @@ def compare_runs(
         _refuse_twin(run, [base, *others, *again[:seen]])
         if differs := other_subject(base, run):
             raise OptionError(f"--rerun {run.name}: no re-run of {base.name}: {differs}")
-    return _Comparer(base, others, again, choices, on_pairs).compare()
+    return _Comparer(base, others, again, choices, on_pairs, reliability).compare()
 
 
 def _load(run: str | Path | Run, choices: Choices) -> Run:
@@ -156,7 +103,13 @@ class _Comparer:
     """The state of one comparison: labels, rows and problems so far."""
 
     def __init__(
-        self, base: Run, runs: Sequence[Run], reruns: Sequence[Run], choices: Choices, on_pairs: PairSink | None
+        self,
+        base: Run,
+        runs: Sequence[Run],
+        reruns: Sequence[Run],
+        choices: Choices,
+        on_pairs: PairSink | None,
+        reliability: bool,
     ) -> None:
         self.base, self.runs, self.reruns, self.choices, self.on_pairs = base, runs, reruns, choices, on_pairs
         self.base_label, *self.labels = labels([base, *runs])
@@ -166,7 +119,14 @@ class _Comparer:
         self.warnings: list[list[str]] = [[] for _ in runs]
         self.metrics: list[list[PairMetric]] = [[] for _ in runs]
         self.categories: list[list[CategoryRow]] = [[] for _ in runs]
+        self.changes: list[list[TaskChanges]] = [[] for _ in runs]
+        self.right: list[list[int]] = [[] for _ in runs]
         self.overlaps: list[TaskOverlap] = []
+        self.reliability: ReliabilityStudy | None = None
+        if reliability:
+            from .reliability_study import ReliabilityStudy
+
+            self.reliability = ReliabilityStudy(len(runs))
         self.facts: dict[str, Mapping[str, Any]] = {}
 
     def compare(self) -> Comparison:
@@ -177,6 +137,8 @@ class _Comparer:
             raise PairingError(list(dict.fromkeys(self.problems)))
         if not any(self.rows):
             raise OptionError(f"{self.base.name}: no task in common with {', '.join(run.name for run in self.runs)}")
+        if self.reliability is not None:
+            self.reliability.check()
         self.rows = adjust_rows(self.rows)
         finished = tuple(self._finish(i) for i in range(len(self.runs)))
         return Comparison(
@@ -187,6 +149,7 @@ class _Comparer:
             tuple(map(self._finish_rerun, self.reruns)),
             self.choices.prediction,
             tuple(self.overlaps),
+            tuple(self.reliability.pooled) if self.reliability is not None else (),
         )
 
     def _check_results_files(self) -> None:
@@ -249,12 +212,31 @@ class _Comparer:
             self.rows[i].append(with_floor(row, pairs, floors, codes) if floors else row)
             at = self.choices.correct_at
             self.categories[i] += all_categories(pairs, base.labels, self.base_label, self.labels[i], at)
+            self.changes[i].append(TaskChanges(task, changes(pairs)))
+            self.right[i].append(int(pairs.frame["correct_baseline"].sum()))
+            self._measure_reliability(i, pairs, base, table, clusters)
             self.warnings[i] += [*notes, *short_log(run, table), *doubtful_logs(self.base, base, run, table)]
             negative[self.labels[i]], changed[self.labels[i]] = DivergedSet.negative(pairs), DivergedSet.changed(pairs)
             if self.on_pairs is not None:
                 self.on_pairs(self.labels[i], pairs)
             del table, pairs  # before the next run's are read
         self.overlaps += task_overlaps(task, negative, changed)
+        if self.reliability is not None:
+            self.reliability.end_task(task)
+
+    def _measure_reliability(
+        self, i: int, pairs: PairedSamples, base: SampleTable, table: SampleTable, clusters: Clusters | None
+    ) -> None:
+        if self.reliability is None or base.logprobs is None or table.logprobs is None:
+            return
+        from .reliability import Side
+
+        sides = []
+        for run, label, own in ((self.base, self.base_label, base), (self.runs[i], self.labels[i], table)):
+            assert own.logprobs is not None
+            geometry = Geometry.from_facts(run.facts or own.facts)
+            sides.append(Side(label, own.logprobs, None if geometry is None else geometry.layers))
+        self.reliability.add(i, pairs, sides[0], sides[1], clusters, base.labels)
 
     def _pair_reruns(self, base: SampleTable, pool: Mapping[str, str], notes: list[str]) -> list[PairedSamples]:
         """The baseline's re-runs paired with it, with no more columns than the noise floor needs."""
@@ -262,7 +244,7 @@ class _Comparer:
         for run in self.reruns:
             if not self._has_task(base.task, run):
                 continue
-            table = self._read(run, base.task, pool)
+            table = self._read(run, base.task, pool, rerun=True)
             notes += doubtful_logs(self.base, base, run, table)
             pairs = self._pair(base, table, run)
             if pairs is not None:
@@ -300,11 +282,14 @@ class _Comparer:
             self._check_described(task, run)
         return len(holders) == 2
 
-    def _read(self, run: Run, task: str, pool: Mapping[str, str], labelled: bool = False) -> SampleTable:
+    def _read(
+        self, run: Run, task: str, pool: Mapping[str, str], labelled: bool = False, rerun: bool = False
+    ) -> SampleTable:
         rules = with_policy(self._rules(task), self.choices.prediction)
         # whatever the categories and images of a document are, one run's log says it
         find = labeller(task, *self._perturbed(task)) if labelled else None
-        table = run.samples(task, self.choices.metric(task), pool, rules, find)
+        sure = self.reliability is not None and not rerun
+        table = run.samples(task, self.choices.metric(task), pool, rules, find, sure)
         if table.metric in run.task(task).lower_is_better:
             raise OptionError(f"task {task}, {run.name}: less {table.metric} is better; name another one with --metric")
         if table.facts:
@@ -376,6 +361,9 @@ class _Comparer:
             warnings=tuple(dict.fromkeys(notes)),
             metrics=tuple(self.metrics[i]),
             categories=tuple(self.categories[i]),
+            changes=tuple(self.changes[i]),
+            weighted=weighted_average(rows, self.right[i]) if len(rows) > 1 else None,
+            reliability=() if self.reliability is None else tuple(self.reliability.tasks[i]),
         )
 
     def _finish_rerun(self, run: Run) -> Rerun:

@@ -154,7 +154,8 @@ class _Columns:
             measured = counts[0]
             self.n_measured += bool(measured)
             self.totals.add(measured)
-            if self.logprobs is not None:
+            # of several requests, the choices of a question, none is the answer
+            if self.logprobs is not None and len(counts) == 1:
                 self.logprobs.add(self.doc_id[-1], measured)
             fingerprint, error = measured.get("input_fingerprint"), measured.get("error")
             if not self.facts and isinstance(measured.get("run"), dict):

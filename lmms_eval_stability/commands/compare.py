@@ -36,8 +36,16 @@ _ACCEPT = "\n".join(f"  {name:<12} {kind.what}: {kind.accepted}" for name, kind 
     help="The baseline run again: its DR is the noise floor of every other DR; repeatable.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Write the report files there.")
+@click.option(
+    "--reliability",
+    is_flag=True,
+    help="Say how far confidence can be relied on, and which samples flip; needs logged log-probabilities.",
+)
 @click.option("--html", "page", is_flag=True, help="Write report.html and its figures, too (with -o).")
 @click.option("--images", metavar="DIR|dataset", help="Pictures for --html: files TASK/DOC_ID.png, or the tasks' data.")
+@click.option("--wandb", metavar="[ENTITY/]PROJECT", help="Write the numbers to Weights & Biases, too.")
+@click.option("--push-to-hub", "hub", metavar="OWNER/DATASET", help="Upload to a Hugging Face dataset, too (with -o).")
+@click.option("--push-pairs", is_flag=True, help="Push the files with questions and answers, too.")
 @click.option(
     "--format",
     "layout",
@@ -69,8 +77,12 @@ def compare(
     runs: tuple[str, ...],
     rerun: tuple[str, ...],
     output: Path | None,
+    reliability: bool,
     page: bool,
     images: str | None,
+    wandb: str | None,
+    hub: str | None,
+    push_pairs: bool,
     layout: str,
     correct_at: float,
     prediction: str,
@@ -87,12 +99,14 @@ def compare(
     that is wrong and the option that accepts it.
     """
     from ..comparison import compare_runs
+    from ..push import Push
     from ..report.folder import ReportFolder
 
     if page and output is None:
         raise OptionError("--html writes into a folder: name it with -o DIR")
     if images is not None and not page:
         raise OptionError("--images are for the page: add --html")
+    push = Push.checked(wandb, hub, push_pairs, output)
     with ReportFolder(output, page=page, images=images) if output is not None else nullcontext() as folder:
         comparison = compare_runs(
             base,
@@ -103,6 +117,7 @@ def compare(
             tasks=tasks,
             metric=metric,
             prediction=prediction,
+            reliability=reliability,
             on_pairs=folder.add_pairs if folder is not None else None,
         )
         written = folder.finish(comparison) if folder is not None else []
@@ -116,6 +131,8 @@ def compare(
         raise OutputError(f"standard output: cannot write: {error.strerror}") from error
     if written:
         click.echo(f"written to {output}: {', '.join(path.name for path in written)}", err=True)
+    for line in push.send(comparison, output):
+        click.echo(f"pushed to {line}", err=True)
 
 
 def _print(comparison: Comparison, layout: str) -> None:
