@@ -12,6 +12,9 @@ from pathlib import Path
 MODEL_DIR: Path = Path(__file__).resolve().parent / "model"
 """Folder of the shipped weights, configuration, tokenizer, processor and chat template."""
 
+PRUNER_DIR: Path = MODEL_DIR.with_name("pruner")
+"""Folder of a pruner that `lmms-eval-stability train-pruner` made for the demo model; `pruner=demo` means it."""
+
 SHORT_NAME: str = "demo"
 """What a user writes as `pretrained=` instead of the path."""
 

@@ -35,11 +35,12 @@ class Stage:
     Attributes:
         layer: Decoder layer (from 0) at whose input the tokens are dropped; at least 1.
         attention_layer: Layer whose attention ranks the tokens: one before ``layer``, read while it runs; or ``layer``
-            itself, whose queries and keys are then computed from the tokens that it would have been given.
+            itself, whose queries and keys are then computed from the tokens that it would have been given. None for a
+            method that asks the text itself (``reduce_by_text``).
     """
 
     layer: int
-    attention_layer: int
+    attention_layer: int | None
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,18 @@ class InsideLLM(TokenReducer):
         """
         n = self.keep_count(stage, entered, hidden.shape[0])
         return Reduction(self.select(self.score(attention), n))
+
+    def reduce_by_text(self, stage: int, entered: int, visual: Tensor, text: Tensor, after: int) -> Reduction:
+        """Do one stage without an ``attention_layer`` of one prompt; asked only where ``acts`` says so.
+
+        Args:
+            stage: Index into ``stages``.
+            entered: Visual tokens of the prompt, all images together.
+            visual: (N, d) the visual tokens that are left, as they enter the layer of the stage.
+            text: (T, d) all text tokens of the prompt, likewise.
+            after: How many of these, the last ones, stand behind the last visual token of the prompt.
+        """
+        raise NotImplementedError
 
     def install(self, model: Any, family: Family, session: Session, stack: ExitStack) -> None:
         """Check that the model fits and hook its layers."""

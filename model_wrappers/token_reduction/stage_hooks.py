@@ -111,8 +111,9 @@ class StageHooks:
         if not self._stages:
             return
         layers, backbone = self._decoder.layers, self._backbone
-        first = 0 if self._method.has_raters else min(stage.attention_layer for stage in self._stages)
-        for index in {stage.attention_layer for stage in self._stages}:
+        read = {stage.attention_layer for stage in self._stages if stage.attention_layer is not None}
+        first = 0 if self._method.has_raters else min({stage.layer for stage in self._stages} | read)
+        for index in read:
             self._taps[index] = AttentionTap(layers[index].self_attn, stack)
         for index in range(first, len(layers)):
             hook = partial(self._enter_layer, index)
@@ -221,9 +222,11 @@ class StageHooks:
         most = max(prefill.raters_of_row)
         prefill.raters = torch.stack([torch.cat([row, row[-1:].expand(most - len(row))]) for row in picked])
 
-    def _attention(self, number: int, hidden: Tensor, kwargs: dict[str, Any], prefill: _Prefill) -> Tensor:
-        """Return the attention (B, H, R, S) by which a stage ranks the slots of the sequence before it."""
+    def _attention(self, number: int, hidden: Tensor, kwargs: dict[str, Any], prefill: _Prefill) -> Tensor | None:
+        """Return the attention (B, H, R, S) by which a stage ranks the slots of the sequence before it, if by any."""
         stage = self._stages[number]
+        if stage.attention_layer is None:
+            return None
         tap = self._taps[stage.attention_layer]
         if stage.attention_layer < stage.layer:
             return tap.take()
@@ -251,10 +254,12 @@ class StageHooks:
             slots = visual[index].nonzero().squeeze(1)
             stays, left = slots, None
             if index in acting:
-                rows = attention[index, :, : prefill.raters_of_row[index]]
-                left = self._method.reduce(
-                    number, row[0], rows[..., slots.to(rows.device)], hidden[index, slots.to(hidden.device)]
-                )
+                tokens = hidden[index, slots.to(hidden.device)]
+                if attention is None:
+                    left = self._method.reduce_by_text(number, row[0], tokens, *_text(prefill, index, hidden))
+                else:
+                    rows = attention[index, :, : prefill.raters_of_row[index]]
+                    left = self._method.reduce(number, row[0], rows[..., slots.to(rows.device)], tokens)
                 stays = slots[left.stays.to(slots.device)]
                 if left.merged is not None and left.places is not None:
                     places = slots[left.places.to(slots.device)]
@@ -331,6 +336,17 @@ def _rows(prefill: _Prefill) -> tuple[Tensor, Tensor]:
     rows = now.slot_of(prefill.raters)
     seen = torch.arange(now.columns.shape[1], device=rows.device) <= rows[..., None]
     return rows, seen if now.valid is None else seen & now.valid[:, None]
+
+
+def _text(prefill: _Prefill, index: int, hidden: Tensor) -> tuple[Tensor, int]:
+    """Return the text tokens (T, d) of one row's prompt, and how many of them stand behind its last visual token."""
+    now, visual = prefill.now, prefill.visual[index]
+    columns = now.columns[index]
+    text = ~visual[columns] & (columns <= prefill.query[index])
+    if now.valid is not None:
+        text &= now.valid[index]
+    after = text & (columns > visual.nonzero().max())
+    return hidden[index, text.to(hidden.device)], int(after.sum())
 
 
 def _has_grid_positions(config: Any) -> bool:

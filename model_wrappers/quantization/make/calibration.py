@@ -158,7 +158,7 @@ def read_task(name: str, choice: Choice, lmms_eval_name: str) -> CalibrationSet:
     Raises:
         CalibrationError: there is no such task, it is a group, or it is not generative.
     """
-    task = _load_task(name, lmms_eval_name)
+    task = load_task(name, lmms_eval_name)
     split = task.config.test_split if task.has_test_docs() else task.config.validation_split
     total = len(task.eval_docs)
     if choice.skip >= total:
@@ -170,12 +170,13 @@ def read_task(name: str, choice: Choice, lmms_eval_name: str) -> CalibrationSet:
         available=len(numbers),
         ids=tuple(chosen),
         documents=tuple((task, name, split, number) for number in chosen),
-        render=_render_document,
+        render=render_document,
         details={"kind": "task", "split": split, "skip": choice.skip},
     )
 
 
-def _load_task(name: str, lmms_eval_name: str) -> Any:
+def load_task(name: str, lmms_eval_name: str) -> Any:
+    """Return an lmms-eval task that generates answers; arguments and errors as ``read_task``."""
     import lmms_eval.models  # noqa: F401 - loads plug-ins, whose tasks are then known
     from lmms_eval.tasks import TaskManager, get_task_dict
 
@@ -196,7 +197,8 @@ def _load_task(name: str, lmms_eval_name: str) -> Any:
     return task
 
 
-def _render_document(family: Family, processor: Any, document: tuple[Any, str, str, int]) -> Prompt:
+def render_document(family: Family, processor: Any, document: tuple[Any, str, str, int]) -> Prompt:
+    """Return the prompt of one document, given as (task, its name, split, number)."""
     from lmms_eval.protocol import ChatMessages
 
     task, name, split, number = document
