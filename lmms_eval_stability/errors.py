@@ -32,6 +32,10 @@ class OutputError(StabilityError):
     """A result cannot be written."""
 
 
+class PushError(StabilityError):
+    """A comparison cannot be sent elsewhere: no client, no login, no network. The comparison itself is complete."""
+
+
 class PairingError(StabilityError):
     """The runs do not describe the same samples. Holds every problem found, not only the first."""
 
