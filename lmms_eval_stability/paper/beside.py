@@ -55,24 +55,28 @@ class PaperComparison:
     """A table of the paper beside ours.
 
     Attributes:
-        pairs: the cells that both have, in the paper's order, those left out included.
-        missing: published cells that we have no number for.
+        cells: all cells of the published table, in its order.
+        pairs: those that we have, too, the ones that are left out included.
         settings: what the paper leaves open, and what it was here, in sentences.
         others: bases and runs of ours that are not in the table.
     """
 
     table: int
+    cells: tuple[PublishedCell, ...]
     pairs: tuple[CellPair, ...]
-    missing: tuple[PublishedCell, ...]
     settings: tuple[str, ...]
     others: tuple[str, ...]
 
+    @property
+    def missing(self) -> tuple[PublishedCell, ...]:
+        """Published cells that we have no number for."""
+        having = {pair.published for pair in self.pairs}
+        return tuple(cell for cell in self.cells if cell not in having)
+
     def records(self) -> list[dict[str, Any]]:
         """One dict per cell of the published table, None for what there is not."""
-        return [
-            *(_record(pair.published, pair) for pair in self.pairs),
-            *(_record(cell, None) for cell in self.missing),
-        ]
+        pairs = {pair.published: pair for pair in self.pairs}
+        return [_record(cell, pairs.get(cell)) for cell in self.cells]
 
 
 def compare_table(number: int, reports: Sequence[BaseReport]) -> PaperComparison:
@@ -93,10 +97,10 @@ def compare_table(number: int, reports: Sequence[BaseReport]) -> PaperComparison
     if not found:
         raise OptionError(_nothing(number, published, reports))
     pairs = tuple(CellPair(cell, found[cell]) for cell in published if cell in found)
-    missing = tuple(cell for cell in published if cell not in found)
     models = {cell.base_model for cell in published}
     used = [report for report in reports if report.base_model in models]
-    return PaperComparison(number, pairs, missing, tuple(_settings(pairs, used)), tuple(_others(published, reports)))
+    settings, others = _settings(pairs, used), _others(published, reports)
+    return PaperComparison(number, tuple(published), pairs, tuple(settings), tuple(others))
 
 
 def _find(cell: PublishedCell, reports: Iterable[BaseReport]) -> OurCell | None:

@@ -186,15 +186,15 @@ def published_cells(number: int) -> list[PublishedCell]:
 
 def _marked(number: int) -> Iterator[PublishedCell]:
     for row in table_rows(number):
-        printed = str(row["printed"])
-        text = _percent(printed) if str(row["note"]).startswith(_FRACTION) else printed
+        printed = row["value"]
+        text = _percent(printed) if row["note"].startswith(_FRACTION) else printed
         cell = PublishedCell(
             table=number,
-            base_model=str(row["base_model"]),
-            method=str(row["method"]),
-            perturbation=str(row["perturbation"]),
-            benchmark=str(row["benchmark"]),
-            metric=str(row["metric"]),
+            base_model=row["base_model"],
+            method=row["method"],
+            perturbation=row["perturbation"],
+            benchmark=row["benchmark"],
+            metric=row["metric"],
             printed=printed,
             text=text,
         )

@@ -58,7 +58,8 @@ def _of_run(run: RunReport, benchmark: str, perturbation: str, metric: str, side
         rate = _drop(source)
     else:
         rate = _score(source, side)
-    return None if isnan(rate.value) else OurCell(rate, int(_number(source, "n")), task)
+    n = _count(source)
+    return None if isnan(rate.value) or not n else OurCell(rate, n, task)
 
 
 def _source(run: RunReport, task: str, benchmark: str, metric: str) -> Mapping[str, Any] | None:
@@ -85,12 +86,12 @@ def _score(source: Mapping[str, Any], side: str) -> Rate:
         return Rate(value, nan, nan)
     if source.get("unit") == "pairs":  # F1 is no mean over samples
         return _times(Rate(value, nan, nan), 100)
-    return _times(share(value, int(_number(source, "n"))), 100)
+    return _times(share(value, _count(source)), 100)
 
 
 def _drop(source: Mapping[str, Any]) -> Rate:
     """The drop; what is lost and gained are NDR and PDR of a benchmark's own metric, the soft ones of a record."""
-    value, n = _number(source, "drop"), int(_number(source, "n"))
+    value, n = _number(source, "drop"), _count(source)
     if source.get("score_unit", "fraction") != "fraction":
         return Rate(value, nan, nan)
     names = ("soft_ndr", "soft_pdr") if "soft_ndr" in source else ("ndr", "pdr")
@@ -136,3 +137,8 @@ def _number(source: Mapping[str, Any], key: str) -> float:
     value = source.get(key)
     usable = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if usable and value is not None else nan
+
+
+def _count(source: Mapping[str, Any]) -> int:
+    n = _number(source, "n")
+    return 0 if isnan(n) else int(n)
