@@ -36,7 +36,8 @@ COMMANDS: dict[str, Command] = {
         "lmms_eval_stability.commands.show_tokens:show_tokens", "Draw which visual tokens each method keeps."
     ),
     "quantize": Command("lmms_eval_stability.commands.quantize:quantize", "Make a GPTQ or AWQ checkpoint."),
-    "study": Command("lmms_eval_stability.commands.study:study", "Run a study from a YAML, resume it, compare its runs."),
+    "spectrum": Command("lmms_eval_stability.commands.spectrum:spectrum", "Spectra before and after quantisation."),
+    "study": Command("lmms_eval_stability.commands.study:study", "Run the grid of a YAML, resume it, compare its runs."),
     "tasks": Command("lmms_eval_stability.commands.registered:tasks", "List the tasks added to lmms-eval."),
 }
 
