@@ -37,7 +37,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "quantize": Command("lmms_eval_stability.commands.quantize:quantize", "Make a GPTQ or AWQ checkpoint."),
     "spectrum": Command("lmms_eval_stability.commands.spectrum:spectrum", "Spectra before and after quantisation."),
-    "study": Command("lmms_eval_stability.commands.study:study", "Run the grid of a YAML, resume it, compare its runs."),
+    "study": Command("lmms_eval_stability.commands.study:study", "Run the grid of a YAML, resumed and compared."),
     "tasks": Command("lmms_eval_stability.commands.registered:tasks", "List the tasks added to lmms-eval."),
 }
 
