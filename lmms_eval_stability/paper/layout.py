@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import IO
@@ -94,9 +95,7 @@ def _block(number: int, model: str, cells: Sequence[PublishedCell], notes: _Foot
     one_row = number in (5, 6)
 
     def column(cell: PublishedCell) -> str:
-        parts = [cell.benchmark, _STATES.get(cell.perturbation, cell.perturbation)]
-        parts += [cell.metric] if number == 6 else []
-        return " ".join(filter(None, parts))
+        return f"{_place(cell)} {cell.metric}" if number == 6 else _place(cell)
 
     columns = list(dict.fromkeys(column(cell) for cell in cells))
     texts: dict[tuple[str, str], dict[str, str]] = {}
@@ -122,7 +121,7 @@ def compared_document(comparison: PaperComparison) -> Document:
     grids = tuple(_compared_block(model, method, pairs, notes) for (model, method), pairs in groups.items())
     lines = [*_capital(TABLE_NOTES.get(comparison.table, ())), *notes.lines(), *_summary(comparison)]
     lines += [f"Setting: {line}" for line in comparison.settings]
-    lines += [f"Missing: {line}" for line in missing_lines(comparison.missing)]
+    lines += [f"Missing: {line}" for line in missing_lines(comparison)]
     lines += [f"Not in this table: {', '.join(comparison.others)}"] if comparison.others else []
     title = f"Ours beside table {comparison.table}: {TABLES[comparison.table]}. {_CITED}"
     return Document(title, grids, tuple(lines))
@@ -132,13 +131,12 @@ def _compared_block(model: str, method: str, pairs: Sequence[CellPair], notes: _
     rows = []
     for pair in pairs:
         cell, ours = pair.published, pair.ours
-        name = " ".join(filter(None, (cell.benchmark, _STATES.get(cell.perturbation, ""))))
         interval = NOTHING if isnan(ours.rate.low) else f"[{ours.rate.low:.2f}, {ours.rate.high:.2f}]"
         within = {True: "yes", False: "no", None: NOTHING}[pair.within]
         published = (cell.text or NOTHING) + notes.mark(cell.remarks)
         difference = NOTHING if isnan(pair.difference) else f"{pair.difference + 0.0:+.2f}"
         value = f"{round(ours.rate.value, 2) + 0.0:.2f}"
-        rows.append((name, cell.metric, str(ours.n), value, interval, published, difference, within))
+        rows.append((_place(cell), cell.metric, str(ours.n), value, interval, published, difference, within))
     return Grid(f"{model} · {method}", _COMPARED, tuple(rows), 2)
 
 
@@ -159,19 +157,36 @@ def _summary(comparison: PaperComparison) -> list[str]:
     return lines
 
 
-def missing_lines(missing: Sequence[PublishedCell]) -> list[str]:
+def missing_lines(comparison: PaperComparison) -> list[str]:
     """The missing cells by model, method and metric: "LLaVA-1.5 FastV DR, NDR: GQA, Average"."""
-    rows: dict[tuple[str, str, str], list[str]] = {}
-    for cell in missing:
-        name = " ".join(filter(None, (cell.benchmark, _STATES.get(cell.perturbation, ""))))
-        rows.setdefault((cell.base_model, cell.method, cell.metric), []).append(name)
-    joined: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
-    for (model, method, metric), names in rows.items():
-        joined.setdefault((model, method, tuple(names)), []).append(metric)
-    return [
-        f"{model} {method} {', '.join(metrics)}: {', '.join(names)}"
-        for (model, method, names), metrics in joined.items()
-    ]
+    missing, lines = set(comparison.missing), []
+    models = _grouped(comparison.cells, lambda cell: cell.base_model)
+    for model, of_model in models.items():
+        if missing.issuperset(of_model):
+            lines.append(f"{model}: all {len(of_model)} cells")
+            continue
+        for method, of_method in _grouped(of_model, lambda cell: cell.method).items():
+            if missing.issuperset(of_method):
+                lines.append(f"{model} {method}: all {len(of_method)} cells")
+                continue
+            metrics = _grouped((cell for cell in of_method if cell in missing), lambda cell: cell.metric)
+            by_names: dict[str, list[str]] = {}
+            for metric, cells in metrics.items():
+                by_names.setdefault(", ".join(map(_place, cells)), []).append(metric)
+            lines += [f"{model} {method} {', '.join(found)}: {names}" for names, found in by_names.items()]
+    return lines
+
+
+def _grouped(cells: Iterable[PublishedCell], key: Callable[[PublishedCell], str]) -> dict[str, list[PublishedCell]]:
+    groups: dict[str, list[PublishedCell]] = {}
+    for cell in cells:
+        groups.setdefault(key(cell), []).append(cell)
+    return groups
+
+
+def _place(cell: PublishedCell) -> str:
+    """Benchmark and state of the input."""
+    return " ".join(filter(None, (cell.benchmark, _STATES.get(cell.perturbation, cell.perturbation))))
 
 
 def comparison_csv(comparison: PaperComparison) -> str:
@@ -240,14 +255,8 @@ def _tex_row(cells: Sequence[str]) -> str:
 
 
 def _minus(cell: str) -> str:
-    """Numbers with a minus sign instead of a hyphen, everything else escaped."""
-    number = cell.partition(" ")[0]
-    try:
-        float(number)
-    except ValueError:
-        return tex(cell)
-    text = tex(cell)
-    return f"${number}${text[len(number) :]}" if number.startswith(("-", "+")) else text
+    """Escaped, and the signs of numbers as signs, not as hyphens."""
+    return re.sub(r"(?<![A-Za-z0-9-])([-+])(?=\d)", r"$\1$", tex(cell))
 
 
 def _capital(lines: Iterable[str]) -> list[str]:
