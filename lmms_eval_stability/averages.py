@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import isnan, nan
 
-from .divergence import NO_RATE, Divergence, Rate, average, mcnemar_exact, wilson
+from .divergence import AVERAGE, NO_RATE, Divergence, Rate, average, mcnemar_exact, wilson
 
 #: Name of the row that averages over all samples of one run.
 WEIGHTED_AVERAGE = "average over samples"
+#: Names of rows that are no task.
+AVERAGES = frozenset({AVERAGE, WEIGHTED_AVERAGE})
 
 
 def weighted_average(rows: Sequence[Divergence], correct_baseline: Sequence[int] | None = None) -> Divergence:

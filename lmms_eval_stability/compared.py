@@ -50,6 +50,11 @@ class RunComparison:
     weighted: Divergence | None = None
     reliability: tuple[TaskReliability, ...] = ()
 
+    @property
+    def shown_rows(self) -> tuple[Divergence, ...]:
+        """The rows of a table for people: with the weighted average at the end, where there are several tasks."""
+        return self.rows if self.weighted is None else (*self.rows, self.weighted)
+
 
 @dataclass(frozen=True)
 class Rerun:
@@ -76,6 +81,11 @@ class Comparison:
     prediction: str = SCORED
     overlaps: tuple[TaskOverlap, ...] = ()
     flip_regressions: tuple[PooledRegression, ...] = ()
+
+    @property
+    def measured_reliability(self) -> bool:
+        """Whether reliability was asked for."""
+        return any(run.reliability for run in self.runs)
 
     def records(self) -> list[dict[str, Any]]:
         """One dict per run and task (and average), nan as None; keys as in `divergence.Divergence`."""

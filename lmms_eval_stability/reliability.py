@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .calibration import TopTokens, calibrate, flip_rate_by_margin
 from .categories import CLUSTER, IMAGE
+from .divergence import Rate
 from .logits import FirstTokens, compare_first_tokens
 from .openanswers import OpenAnswers, compare_open_answers
 from .reliability_columns import LogProbabilities
@@ -73,7 +74,7 @@ class ConfidenceComparison:
     diagram_run: tuple[Bin, ...]
     curve_baseline: Curve
     curve_run: Curve
-    flip_auroc: tuple[float, float, float]
+    flip_auroc: Rate
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Margins:
     missing: int
     bins: tuple[MarginBin, ...]
     lowest: tuple[Concentration, ...]
-    flip_auroc: tuple[float, float, float]
+    flip_auroc: Rate
 
 
 @dataclass(frozen=True)

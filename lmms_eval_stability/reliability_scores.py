@@ -12,6 +12,7 @@ from math import nan
 from typing import TYPE_CHECKING
 
 from .calibration import RESOLUTION, bin_numbers
+from .divergence import NO_RATE, Rate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -221,7 +222,7 @@ def flip_auroc(
     replicates: int = REPLICATES,
     level: float = 0.95,
     seed: int = SEED,
-) -> tuple[float, float, float]:
+) -> Rate:
     """AUROC of a value, all known, for flips, and the ends of its bootstrap interval; nan without both kinds."""
     import numpy as np
 
@@ -235,9 +236,10 @@ def flip_auroc(
             return _auroc(*(_groups(np.cumsum(w * part, axis=1), ends) for part in (marks, 1 - marks)))
 
     if not len(numbers):
-        return nan, nan, nan
+        return NO_RATE
     drawn = [area(weights) for weights in drawn_weights(len(numbers), clusters, replicates, seed)]
-    return (float(area(np.ones((1, len(numbers))))[0]), *percentiles(np.concatenate(drawn or [np.empty(0)]), level))
+    low, high = percentiles(np.concatenate(drawn or [np.empty(0)]), level)
+    return Rate(float(area(np.ones((1, len(numbers))))[0]), low, high)
 
 
 def percentiles(drawn: Floats, level: float) -> tuple[float, float]:

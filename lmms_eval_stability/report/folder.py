@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,8 @@ from .latex import comparison_latex
 from .machine import to_csv, to_json
 from .markdown import to_markdown
 from .pairs_parquet import PairsParquet
+from .placing import put_in_place, remove_leftovers, temporary_name
+from .reliability import to_csv as reliability_csv
 
 if TYPE_CHECKING:
     from .html import PageCollector
@@ -43,6 +44,7 @@ class ReportFolder:
     """Collects pairs while a comparison runs, then writes everything. Use as a context manager.
 
     Leaving the block without `finish()` (an error, an interrupt) removes what was begun and leaves older files alone.
+    `finish()` removes the files of an earlier comparison that this one has not, see `placing`.
 
     Args:
         path: the folder.
@@ -68,6 +70,7 @@ class ReportFolder:
         try:
             self._created = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.path)
             self._pairs = self._temporary("pairs.csv").open("w", encoding="utf-8", errors="replace", newline="")
             self._parquet = PairsParquet(self._temporary("pairs.parquet").open("wb"))
         except OSError as error:
@@ -112,16 +115,14 @@ class ReportFolder:
                 "divergence.md": to_markdown(comparison),
                 "tables.tex": comparison_latex(comparison),
                 **leaderboards(comparison),
+                **({"reliability.csv": reliability_csv(comparison)} if comparison.measured_reliability else {}),
             }.items():
                 self._temporary(name).write_text(text, encoding="utf-8", errors="replace")
             for suffix in ("png", "svg"):
                 save_figure(comparison, self._temporary(f"divergence.{suffix}"), suffix)
             if self._collector is not None:
                 self._write_page(comparison, self._collector)
-            written = list(self._pending)
-            for target, temporary in list(self._pending.items()):
-                temporary.replace(target)
-                del self._pending[target]
+            written = put_in_place(self.path, self._pending)
         except OSError as error:
             raise self._failure(error) from error
         return written
@@ -143,7 +144,7 @@ class ReportFolder:
         return OutputError(f"-o {self.path}: cannot write there: {error.strerror}")
 
     def _temporary(self, name: str) -> Path:
-        temporary = self.path / f".{name}.{os.getpid()}.tmp"
+        temporary = temporary_name(self.path / name)
         self._pending[self.path / name] = temporary
         return temporary
 

@@ -29,6 +29,7 @@ def to_json(comparison: Comparison) -> str:
         "runs": [_compared(run) for run in comparison.runs],
         "comparisons": comparison.records(),
         "overlap": [overlap_record(overlap) for overlap in comparison.overlaps],
+        "flip_regressions": [one.record() for one in comparison.flip_regressions],
     }
     return json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -76,4 +77,7 @@ def _compared(run: RunComparison) -> dict[str, Any]:
         "warnings": list(run.warnings),
         "benchmark_metrics": [metric.record() for metric in run.metrics],
         "categories": [category_record(one) for one in run.categories],
+        "changes": [one.record() for one in run.changes],
+        "weighted_average": None if run.weighted is None else run.weighted.record(),
+        "reliability": [one.record() for one in run.reliability],
     }

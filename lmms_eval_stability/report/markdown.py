@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from ..comparison import Comparison, RunComparison
-from .sections import category_grids, overlap_grid, overlap_lines
+from .reliability import pooled_grids, pooled_lines, reliability_grids, reliability_lines
+from .sections import category_grids, changes_grid, overlap_grid, overlap_lines
 from .values import (
     METRIC_COLUMNS,
     decimals,
@@ -27,10 +28,11 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#&])")
 def to_markdown(comparison: Comparison) -> str:
     """One section with a table per run; rates and scores of benchmarks with a scale from 0 to 1 in percent."""
     sections = [_section(run, comparison) for run in comparison.runs]
-    lines = [*filter(None, [mcnemar_line(comparison)]), *overlap_lines(comparison)]
+    lines = [*filter(None, [mcnemar_line(comparison)]), *overlap_lines(comparison), *pooled_lines(comparison)]
     if lines:
         sections.append("\n".join(["## All runs together", "", *(f"- {escape(line)}" for line in lines), ""]))
     sections += [_grid(*overlap_grid(overlap)) for overlap in comparison.overlaps]
+    sections += [_grid(*grid) for grid in pooled_grids(comparison)]
     return "\n".join(sections)
 
 
@@ -54,7 +56,7 @@ def _section(run: RunComparison, comparison: Comparison) -> str:
     lines = [f"### {escape(heading(run, comparison.label, comparison.correct_at))}", ""]
     lines.append(f"| {' | '.join(names)} |")
     lines.append(f"|---|{'---:|' * (len(names) - 1)}")
-    for row in run.rows:
+    for row in run.shown_rows:
         scores = [score(value, row.score_unit, digits) for value in (row.score_baseline, row.score_run, row.drop)]
         rates = [rate(value, digits) for value in (row.dr, row.ndr, row.pdr, row.conditional_ndr)]
         softs = [score(value, row.soft_unit, digits) for value in (row.soft_ndr, row.soft_pdr)]
@@ -70,5 +72,7 @@ def _section(run: RunComparison, comparison: Comparison) -> str:
             name, *cells = metric_cells(metric, run)
             lines.append(f"| {' | '.join([escape(name), *cells])} |")
         lines.append("")
-    lines += [f"- {escape(line)}" for line in [*floor_lines(run, comparison), *footnotes(run)]]
-    return "\n".join([*lines, "", *(_grid(*grid) for grid in category_grids(run))])
+    notes = [*floor_lines(run, comparison), *footnotes(run), *reliability_lines(run)]
+    lines += [f"- {escape(line)}" for line in notes]
+    grids = [changes_grid(run), *category_grids(run), *reliability_grids(run, every=True)]
+    return "\n".join([*lines, "", *(_grid(*grid) for grid in grids)])

@@ -55,6 +55,35 @@ def category_grids(run: RunComparison) -> list[Grid]:
     return grids
 
 
+_GROUPS = {
+    "same": "same",
+    "right_to_wrong": "right → wrong",
+    "wrong_to_right": "wrong → right",
+    "wrong_to_other_wrong": "wrong → other wrong",
+    "right_to_other_right": "right → other right",
+}
+
+
+def changes_lines(run: RunComparison) -> list[str]:
+    """Per task, what its changed answers became, in percent of all."""
+    digits, several = decimals(run.rows), len(run.changes) > 1
+    lines = []
+    for one in run.changes:
+        values = [f"{words} {percent(getattr(one.changes, name).value, digits)}" for name, words in _GROUPS.items()]
+        lines.append(f"changed answers{f' ({one.task})' if several else ''}: {', '.join(values[1:])} (% of all)")
+    return lines
+
+
+def changes_grid(run: RunComparison) -> Grid:
+    """A table with a row per task."""
+    digits = decimals(run.rows)
+    rows = [
+        [one.task, str(one.changes.n), *(rate(getattr(one.changes, name), digits) for name in _GROUPS)]
+        for one in run.changes
+    ]
+    return "What changed answers became (Wilson intervals)", ["task", "n", *_GROUPS.values()], rows, 1
+
+
 def overlap_record(overlap: TaskOverlap) -> dict[str, Any]:
     """An overlap for JSON: the shared samples, and one record per ordered pair of runs."""
     shared = overlap.shared

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING
 
+from ..averages import AVERAGES
 from ..comparison import Comparison, RunComparison
-from ..divergence import AVERAGE
-from .sections import overlap_lines
+from .reliability import pooled_grids, pooled_lines, reliability_grids, reliability_lines
+from .sections import Grid, changes_lines, overlap_lines
 from .values import (
     METRIC_COLUMNS,
     NOTHING,
@@ -48,10 +49,31 @@ def print_comparison(comparison: Comparison, file: IO[str]) -> None:
             # a table that is still too wide keeps its width: the terminal breaks lines, rich would leave columns out
             console.width = max(terminal, _width(console, table))
             console.print(table)
-        for line in [*floor_lines(run, comparison), *footnotes(run)]:
+        for line in [*floor_lines(run, comparison), *footnotes(run), *changes_lines(run)]:
             console.print(Text(line, style="yellow" if line.startswith("warning") else "dim"), soft_wrap=True)
+        _print_grids(console, reliability_grids(run), reliability_lines(run))
     for line in filter(None, [mcnemar_line(comparison), *overlap_lines(comparison)]):
         console.print(Text(line, style="dim"), soft_wrap=True)
+    _print_grids(console, pooled_grids(comparison), pooled_lines(comparison))
+
+
+def _print_grids(console: Console, grids: list[Grid], lines: list[str]) -> None:
+    """Tables with their titles, and what stands below them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    for title, names, rows, texts in grids:
+        console.print()
+        console.print(Text(title, style="bold"), soft_wrap=True)
+        table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+        for place, name in enumerate(names):
+            table.add_column(Text(name), justify="left" if place < texts else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.width = max(console.width, _width(console, table))
+        console.print(table)
+    for line in lines:
+        console.print(Text(line, style="yellow" if line.startswith("reliability:") else "dim"), soft_wrap=True)
 
 
 def _width(console: Console, table: Table) -> int:
@@ -72,12 +94,12 @@ def _table(run: RunComparison, below: bool = False) -> Table:
     numbers = ("n", "baseline", "run", "drop")
     for name in ("task", *numbers, "DR", "NDR", "PDR", *(("soft NDR", "soft PDR") if soft else ()), "McNemar p"):
         table.add_column(name, justify="right" if name in numbers or name.startswith("soft") else "left", no_wrap=True)
-    for row in run.rows:
+    for row in run.shown_rows:
         scores = (score(value, row.score_unit, digits) for value in (row.score_baseline, row.score_run, row.drop))
         rates = (rate(value, digits).replace(" ", "\n" if below else " ", 1) for value in (row.dr, row.ndr, row.pdr))
         softs = (score(value, row.soft_unit, digits) for value in (row.soft_ndr, row.soft_pdr)) if soft else ()
         cells = (row.task, str(row.n), *scores, *rates, *softs, p_value(row.mcnemar_p))
-        table.add_row(*map(Text, cells), style="bold" if row.task == AVERAGE else "")
+        table.add_row(*map(Text, cells), style="bold" if row.task in AVERAGES else "")
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .margin import draw_margin
 from .overlap import draw_overlap, overlap_matrix
 from .pareto import draw_pareto, pareto_front
+from .reliability import MOST_PANELS, draw_reliability, draw_risk_coverage
 from .score_drop import draw_score_drop
 from .style import DARK, LIGHT, NEUTRAL, Theme, save_figure
 from .upset import draw_upset, intersections
@@ -12,11 +13,14 @@ from .upset import draw_upset, intersections
 __all__ = [
     "DARK",
     "LIGHT",
+    "MOST_PANELS",
     "NEUTRAL",
     "Theme",
     "draw_margin",
     "draw_overlap",
     "draw_pareto",
+    "draw_reliability",
+    "draw_risk_coverage",
     "draw_score_drop",
     "draw_upset",
     "intersections",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite, nan, prod
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from ...reliability import ConfidenceComparison
     from ..figures import Theme
 
 #: Bins of margins hold at least so many samples, as long as there are three of them; there are at most ten.
@@ -35,6 +36,7 @@ class FigureData:
         left_out: samples that are not in `membership` because some run lacks them.
         margins: run -> `calibration.flip_rate_by_margin`, over all tasks.
         costs: run, speedup, tokens, flops (nan where no log says) and dr, ndr with their intervals.
+        confidences: title of a panel -> the first kind of confidence that both logs have; empty unless asked for.
     """
 
     records: pd.DataFrame
@@ -43,6 +45,7 @@ class FigureData:
     left_out: int
     margins: Mapping[str, pd.DataFrame]
     costs: pd.DataFrame
+    confidences: Mapping[str, ConfidenceComparison] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,18 @@ def gather(
         left_out=left_out,
         margins={names[run]: _margins(run, pairs, baseline) for run in pairs.runs},
         costs=_costs(comparison, baseline, answers).assign(run=lambda table: table["run"].map(names)),
+        confidences=_confidences(comparison, names),
     )
+
+
+def _confidences(comparison: Comparison, names: Mapping[str, str]) -> dict[str, ConfidenceComparison]:
+    found: dict[str, ConfidenceComparison] = {}
+    for run in comparison.runs:
+        for task in run.reliability:
+            about = f"{names[run.label]} · {task.task}" if len(run.reliability) > 1 else names[run.label]
+            if task.confidences:
+                found[about] = task.confidences[0]
+    return found
 
 
 def _margins(run: str, pairs: PageCollector, baseline: Mapping[str, LogDetails]) -> pd.DataFrame:
@@ -152,7 +166,32 @@ def figures_of(data: FigureData) -> dict[str, Drawing]:
             + (f" {data.left_out} samples are left out: some run lacks them." if data.left_out else ""),
             lambda theme: draw_upset(data.membership, theme=theme),
         )
-    return found
+    return found | _reliability_figures(data)
+
+
+def _reliability_figures(data: FigureData) -> dict[str, Drawing]:
+    from ..figures import MOST_PANELS, draw_reliability, draw_risk_coverage
+
+    if not data.confidences:
+        return {}
+    shown = dict(list(data.confidences.items())[:MOST_PANELS])
+    left_out = len(data.confidences) - len(shown)
+    more = f" {left_out} further runs and tasks are in the tables only." if left_out else ""
+    kinds = " or ".join(dict.fromkeys(one.kind for one in shown.values()))
+    return {
+        "reliability": Drawing(
+            "Is confidence the chance to be right?",
+            f"Confidence ({kinds}) against accuracy in bins of equal mass, over the same samples for both runs; larger "
+            f"points hold more samples. Below the dotted line a model is surer than it is right.{more}",
+            lambda theme: draw_reliability(shown, theme),
+        ),
+        "risk_coverage": Drawing(
+            "Does confidence tell right from wrong?",
+            f"Errors among the most confident answers, the least confident being left to someone else. A curve that "
+            f"starts at 0 and rises late is that of a confidence to act on.{more}",
+            lambda theme: draw_risk_coverage(shown, theme),
+        ),
+    }
 
 
 def _pareto_figures(data: FigureData) -> dict[str, Drawing]:

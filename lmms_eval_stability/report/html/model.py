@@ -13,6 +13,8 @@ from ...cost import Geometry
 from ...divergence import Divergence
 from ...runs import Run
 from ..figure import short_names
+from ..reliability import pooled_grids, pooled_lines, reliability_grids, reliability_lines
+from ..sections import Grid, changes_lines
 from ..values import floor_lines, footnotes, heading
 from .browser import MOST_ROWS, Choice, browser_data, choose, wanted_documents
 from .collect import PageCollector
@@ -42,6 +44,7 @@ class PageModel:
         rows: the numbers of each run and task.
         notes: per run, its heading and what to know before believing its numbers.
         figures: the pictures.
+        reliability: title, tables and sentences of each run, and of all together; empty unless asked for.
         browser: the JSON object of the flip browser, see `browser.browser_data`.
         shown: sentences on which answers the browser shows. pictures: one on where its images come from.
     """
@@ -54,6 +57,7 @@ class PageModel:
     browser: Mapping[str, Any]
     shown: str
     pictures: str
+    reliability: tuple[tuple[str, tuple[Grid, ...], tuple[str, ...]], ...] = ()
     version: str = __version__
     data: FigureData | None = field(default=None, compare=False)
 
@@ -86,13 +90,14 @@ def html_model(
     return PageModel(
         title=f"Divergence from {comparison.label}",
         names=names,
-        rows=tuple(row for run in comparison.runs for row in run.rows),
+        rows=tuple(row for run in comparison.runs for row in run.shown_rows),
         notes=tuple((run.label, _notes(run, comparison)) for run in comparison.runs),
         figures=tuple(_page_figures(data)),
         browser=browser_data(pairs.parts, choice, documents, baseline, answers, pictures)
         | {"names": [names[run] for run in pairs.runs]},
         shown=_shown(choice),
         pictures=_pictures(pictures, images, len(documents)),
+        reliability=tuple(_reliability(comparison)),
         data=data,
     )
 
@@ -132,7 +137,18 @@ def _page_figures(data: FigureData) -> list[PageFigure]:
 
 def _notes(run: RunComparison, comparison: Comparison) -> tuple[str, ...]:
     lines = [heading(run, comparison.label, comparison.correct_at)]
-    return (*lines, *floor_lines(run, comparison), *footnotes(run))
+    return (*lines, *floor_lines(run, comparison), *footnotes(run), *changes_lines(run))
+
+
+def _reliability(comparison: Comparison) -> list[tuple[str, tuple[Grid, ...], tuple[str, ...]]]:
+    found = [
+        (run.label, tuple(reliability_grids(run, every=True)), tuple(reliability_lines(run)))
+        for run in comparison.runs
+        if run.reliability
+    ]
+    if comparison.flip_regressions:
+        found.append(("All runs together", tuple(pooled_grids(comparison)), tuple(pooled_lines(comparison))))
+    return found
 
 
 def _shown(choice: Choice) -> str:

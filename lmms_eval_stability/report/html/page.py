@@ -20,8 +20,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ...divergence import AVERAGE, Divergence, Rate
+from ...averages import AVERAGES
+from ...divergence import Divergence, Rate
 from ...errors import OutputError
+from ..sections import Grid
 from ..values import NOTHING, decimals, p_value, percent, printable, score
 from .model import PageFigure, PageModel
 
@@ -34,6 +36,8 @@ _HINTS = {
     "McNemar p": "exact two-sided test of NDR against PDR",
     "excess DR": "DR minus that of the baseline against its own re-run",
 }
+#: Figures that stand in the section on reliability.
+_OF_RELIABILITY = ("reliability", "risk_coverage")
 _BAR = 42  # width of an interval's picture, in pixels
 
 
@@ -64,7 +68,9 @@ def render(model: PageModel) -> str:
         "style": style,
         "summary": _summary(model.rows, model.names),
         "notes": "\n".join(_note(name, lines) for name, lines in model.notes),
-        "figures": "\n".join(map(_figure, model.figures)),
+        "figures": "\n".join(_figure(one) for one in model.figures if one.name not in _OF_RELIABILITY),
+        "reliability": _reliability(model),
+        "link": '<a href="#reliability">Reliability</a>' if model.reliability else "",
         "shown": _text(model.shown),
         "pictures": _text(model.pictures),
         "data": json_for_script(model.browser),
@@ -104,7 +110,7 @@ def _summary(rows: Sequence[Divergence], names: Mapping[str, str]) -> str:
     digits = decimals(tuple(rows))
     head = "".join(_header(name) for name in columns)
     body = "\n".join(_row(row, names[row.run], columns, digits, top or 1.0) for row in rows)
-    count = (_count(len({row.run for row in rows}), "run"), _count(len(tasks - {AVERAGE}), "task"))
+    count = (_count(len({row.run for row in rows}), "run"), _count(len(tasks - AVERAGES), "task"))
     caption = f"{', '.join(count)}. Scores and rates in percent."
     return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
@@ -129,10 +135,10 @@ def _row(row: Divergence, name: str, columns: Sequence[str], digits: int, top: f
         "McNemar p": (row.mcnemar_p, p_value(row.mcnemar_p)),
         "excess DR": (row.excess_dr, percent(row.excess_dr, digits)),
     }
-    marked = ' class="average"' if row.task == AVERAGE else ""
+    marked = ' class="average"' if row.task in AVERAGES else ""
     found = [f'<tr{marked}><th scope="row" title="{_text(row.run)}">{_text(name)}</th><td>{_text(row.task)}</td>']
-    data = "" if row.task == AVERAGE else f' data-task="{_text(row.task)}"'
-    label = f"Answers that {row.run} changed" + ("" if row.task == AVERAGE else f", {row.task}")
+    data = "" if row.task in AVERAGES else f' data-task="{_text(row.task)}"'
+    label = f"Answers that {row.run} changed" + ("" if row.task in AVERAGES else f", {row.task}")
     found.append(
         f'<td><button type="button" class="show" data-run="{_text(row.run)}"{data} aria-label="{_text(label)}">'
         "answers</button></td>"
@@ -174,6 +180,39 @@ def _note(name: str, lines: Sequence[str]) -> str:
     warnings = sum(line.startswith(("warning:", "accepted:")) for line in lines)
     count = f' <span class="count">{warnings} to know</span>' if warnings else ""
     return f"<details><summary>{_text(name)}{count}</summary><ul>{items}</ul></details>"
+
+
+def _reliability(model: PageModel) -> str:
+    """The section on reliability; nothing where nobody asked for it."""
+    if not model.reliability:
+        return ""
+    figures = "\n".join(_figure(one) for one in model.figures if one.name in _OF_RELIABILITY)
+    parts = "\n".join(_reliability_part(*part) for part in model.reliability)
+    return (
+        '<section id="reliability" aria-labelledby="reliability-title">\n<h2 id="reliability-title">Reliability</h2>\n'
+        f'<div class="gallery">\n{figures}\n</div>\n{parts}\n</section>'
+    )
+
+
+def _reliability_part(name: str, grids: Sequence[Grid], lines: Sequence[str]) -> str:
+    tables = "".join(_grid(*grid) for grid in grids)
+    items = "".join(f"<li>{_text(line)}</li>" for line in lines)
+    return f"<details><summary>{_text(name)}</summary>{tables}<ul>{items}</ul></details>"
+
+
+def _grid(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:
+    """A table with its caption; the first `texts` columns hold text."""
+
+    def kind(place: int) -> str:
+        return ' class="number"' if place >= texts else ""
+
+    head = "".join(f'<th scope="col"{kind(i)}>{_text(name)}</th>' for i, name in enumerate(names))
+    body = ""
+    for row in rows:
+        cells = "".join(f"<td{kind(i)}>{_text(cell)}</td>" for i, cell in enumerate(row[1:], 1))
+        body += f'<tr><th scope="row">{_text(row[0])}</th>{cells}</tr>\n'
+    table = f"<table><caption>{_text(title)}</caption><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(title)}">{table}</div>'
 
 
 def _figure(figure: PageFigure) -> str:

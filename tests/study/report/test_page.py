@@ -116,7 +116,7 @@ def test_the_answer_is_the_one_that_was_given_beside_the_one_that_is_compared(tm
 
 def test_the_table_says_what_the_comparison_says(small: Study, model: PageModel) -> None:
     page = Page(render(model))
-    rows = [row for run in small.comparison.runs for row in run.rows]
+    rows = [row for run in small.comparison.runs for row in run.shown_rows]
     values = [a["data-value"] for tag, a in page.tags if tag == "td" and "data-value" in a]
     shown = [float(value) if value else None for value in values]
     columns = len(shown) // len(rows)
