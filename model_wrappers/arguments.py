@@ -7,6 +7,8 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lmms_eval_stability.model_wrappers.answering import REUSE
+from lmms_eval_stability.model_wrappers.batch_size import BatchSize
 from lmms_eval_stability.model_wrappers.errors import InvalidArgumentError, UnknownArgumentError
 from lmms_eval_stability.model_wrappers.quantization.errors import InvalidSchemeArgumentError
 from lmms_eval_stability.model_wrappers.registry import FAMILIES, METHODS, SCHEMES, ModelEntry
@@ -43,13 +45,37 @@ def check_arguments(
         raise InvalidArgumentError(f"workers={workers}: give a number of threads, or 0 for none")
 
 
-def read_batch_size(batch_size: int | str, max_batch_size: int | None) -> int:
-    """Return the rows per forward pass."""
+def read_batch_size(batch_size: int | str, max_batch_size: int | str | None) -> BatchSize:
+    """Return the rows per forward pass: a number, or ``auto`` with a limit."""
+    if batch_size == "auto":
+        if max_batch_size is not None and (not str(max_batch_size).isdigit() or int(max_batch_size) < 1):
+            raise InvalidArgumentError(f"max_batch_size={max_batch_size}: give a whole number of at least 1")
+        return BatchSize("auto", None if max_batch_size is None else int(max_batch_size))
     if not str(batch_size).isdigit() or int(batch_size) < 1:
-        raise InvalidArgumentError(f"batch_size={batch_size}: give a whole number of at least 1")
+        raise InvalidArgumentError(f"batch_size={batch_size}: give a whole number of at least 1, or auto")
     if max_batch_size is not None:
-        raise InvalidArgumentError("max_batch_size belongs to automatic batch sizes, which these models do not have")
-    return int(batch_size)
+        raise InvalidArgumentError(f"max_batch_size belongs to batch_size=auto, but batch_size={batch_size}")
+    return BatchSize(int(batch_size))
+
+
+def read_reuse(reuse: str, reuse_memory: int, use_cache: bool) -> None:
+    """Refuse values of ``reuse`` and ``reuse_memory`` that cannot be used."""
+    if reuse not in REUSE:
+        raise InvalidArgumentError(f"reuse={reuse}: choose one of {', '.join(REUSE)}")
+    if type(reuse_memory) is not int or reuse_memory < 0:
+        raise InvalidArgumentError(f"reuse_memory={reuse_memory}: give a number of MiB, or 0 to keep nothing")
+    if reuse == "prefix" and not use_cache:
+        raise InvalidArgumentError("reuse=prefix keeps keys and values: it does not go with use_cache=False")
+
+
+def require_prefix_reuse(entry: ModelEntry, method: TokenReducer | None) -> None:
+    """Refuse ``reuse=prefix`` for a method that works on the prefix after the question is known."""
+    if method is not None and not method.acts_before_llm:
+        raise InvalidArgumentError(
+            f"reuse=prefix is not available for {entry.name}: {entry.method} drops visual tokens inside the language"
+            " model by what the question attends to, so the keys and values of an image differ between its questions;"
+            " use reuse=vision"
+        )
 
 
 def make_methods(

@@ -29,3 +29,7 @@ class UnsupportedInputError(WrapperError, ValueError):
 
 class AnswerError(WrapperError, RuntimeError):
     """A document could not be answered; the message names task and document."""
+
+
+class DoesNotFitError(AnswerError):
+    """A document for which the device's memory is too small even if it is answered alone."""

@@ -134,7 +134,13 @@ class _StepScores(LogitsProcessor):  # type: ignore[misc]
 
 
 def generate(
-    model: Any, tokenizer: Any, inputs: Mapping[str, Tensor], settings: GenerationSettings, *, use_cache: bool
+    model: Any,
+    tokenizer: Any,
+    inputs: Mapping[str, Any],
+    settings: GenerationSettings,
+    *,
+    use_cache: bool,
+    started: float | None = None,
 ) -> list[GeneratedRow]:
     """Generate answers for a left-padded batch.
 
@@ -142,6 +148,7 @@ def generate(
         model: a transformers model with a language-model head.
         inputs: what the processor returned, on the model's device; ``input_ids`` is (rows, length).
         use_cache: whether to keep keys and values between steps.
+        started: ``time.perf_counter()`` at which the work on the batch began, if that was before this call.
 
     Returns:
         One entry per row, in order.
@@ -149,7 +156,7 @@ def generate(
     rows, length = inputs["input_ids"].shape
     eos = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     watcher = _StepScores(started) if settings.num_beams == 1 else None
     with torch.inference_mode():
         sequences = model.generate(

@@ -32,6 +32,7 @@ class Measurements(TokenCounts):
         prefill_ms: milliseconds up to the first token's logits, vision tower included; in a batch, the batch's time
             divided by its rows.
         decode_ms: milliseconds of the remaining steps, divided in the same way.
+        vision_ms: the part of ``prefill_ms`` spent in the vision tower and the projector.
         first_token_logprobs: the five most probable first tokens: [id, text, natural log-probability].
         answer_tokens: tokens of an answer that was given to be scored.
         answer_logprob: sum of the natural log-probabilities of the answer's tokens, end-of-sequence included. Both
@@ -48,6 +49,7 @@ class Measurements(TokenCounts):
     diagnostics: dict[str, list[float | None]] | None = None
     prefill_ms: float | None = None
     decode_ms: float | None = None
+    vision_ms: float | None = None
     first_token_logprobs: list[list[Any]] | None = None
     answer_tokens: int | None = None
     answer_logprob: float | None = None
@@ -67,10 +69,12 @@ class Fingerprints:
     Attributes:
         input: rendered prompt text and image pixels.
         image: image pixels; ``None`` without images.
+        images: pixels of each image; of a single one it is ``image``.
     """
 
     input: str
     image: str | None
+    images: tuple[str, ...] = ()
 
 
 def fingerprints(prompt: Prompt) -> Fingerprints:
@@ -82,12 +86,17 @@ def fingerprints(prompt: Prompt) -> Fingerprints:
     text = prompt.text.encode()
     whole, pixels = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     whole.update(len(text).to_bytes(8, "big") + text)
+    each = []
     for image in prompt.images:
         rgb = image.convert("RGB")
         shown = rgb.width.to_bytes(4, "big") + rgb.height.to_bytes(4, "big") + rgb.tobytes()
         whole.update(shown)
         pixels.update(shown)
-    return Fingerprints(whole.hexdigest(), pixels.hexdigest() if prompt.images else None)
+        if len(prompt.images) > 1:
+            each.append(hashlib.blake2b(shown, digest_size=16).hexdigest())
+    if not prompt.images:
+        return Fingerprints(whole.hexdigest(), None)
+    return Fingerprints(whole.hexdigest(), pixels.hexdigest(), tuple(each) or (pixels.hexdigest(),))
 
 
 def log_throughput(counts: Sequence[Measurements]) -> None:

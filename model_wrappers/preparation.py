@@ -10,18 +10,25 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
-from lmms_eval_stability.model_wrappers.families import Prompt
+from torch import Tensor
+
+from lmms_eval_stability.model_wrappers.families import Family, Prompt
+from lmms_eval_stability.model_wrappers.families.images import ImageInputs
+from lmms_eval_stability.model_wrappers.lru import MEBIBYTE, ByteLRU
 
 B = TypeVar("B")
 T = TypeVar("T")
 
 #: Batches made ahead, per worker: enough to bridge one slow batch, few enough to keep their images in memory.
 _DEPTH = 2
+#: Processed images that are kept for the next batches: questions about one image follow each other.
+_PROCESSED = 256 * MEBIBYTE
 
 
 @dataclass(frozen=True)
@@ -29,14 +36,17 @@ class Prepared:
     """The inputs of one batch, before they go to the model's device.
 
     Attributes:
-        documents: as the task has them.
-        prompts: as the family built them.
-        inputs: what the processor returned.
+        text: token ids and what goes with them, padded on the left.
+        images: the processed images of each row.
     """
 
-    documents: Sequence[Any]
-    prompts: Sequence[Prompt]
-    inputs: Any
+    text: Mapping[str, Tensor]
+    images: Sequence[Sequence[ImageInputs]]
+
+    @property
+    def all_images(self) -> list[ImageInputs]:
+        """The images of all rows, in the order of their placeholders."""
+        return [image for row in self.images for image in row]
 
 
 class Ahead(Generic[B, T]):
@@ -69,6 +79,46 @@ class Ahead(Generic[B, T]):
                 yield first, future.result
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Preparer:
+    """Tokenises prompts and processes images, each distinct one once; called from several threads.
+
+    Args:
+        family: the model's architecture.
+        processor: the checkpoint's.
+        pin: put what goes to a GPU into pinned memory, from where it is copied while the GPU computes.
+    """
+
+    def __init__(self, family: Family, processor: Any, *, pin: bool) -> None:
+        self._family, self._pin = family, pin
+        self._processors = OwnCopy(processor)
+        self._processed: ByteLRU[ImageInputs] = ByteLRU(_PROCESSED)
+
+    def processor(self) -> Any:
+        """Return the calling thread's processor."""
+        return self._processors.get()
+
+    def prepare(self, prompts: Sequence[Prompt], keys: Sequence[Sequence[str]]) -> Prepared:
+        """Return the inputs of a batch of prompts; ``keys`` are the digests of each one's images."""
+        processor = self._processors.get()
+
+        def process(image: Any, key: str) -> ImageInputs:
+            made = self._family.process_image(processor, image, key)
+            return replace(made, tensors=self._pinned(made.tensors))
+
+        images = [
+            [self._processed.get(key, partial(process, image, key)) for image, key in zip(p.images, own, strict=True)]
+            for p, own in zip(prompts, keys, strict=True)
+        ]
+        return Prepared(self._pinned(self._family.encode_text(processor, prompts, images)), images)
+
+    def clear(self) -> None:
+        """Forget processed images."""
+        self._processed.clear()
+
+    def _pinned(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.pin_memory() if self._pin else tensor for name, tensor in tensors.items()}
 
 
 class OwnCopy:

@@ -1,16 +1,14 @@
-"""lmms-eval's requests as this package reads them, and how they are put into batches."""
+"""lmms-eval's requests as this package reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from lmms_eval.api.instance import Instance
-from loguru import logger
 
-from lmms_eval_stability.model_wrappers.errors import AnswerError, UnsupportedInputError
+from lmms_eval_stability.model_wrappers.errors import UnsupportedInputError
 
 
 @dataclass(frozen=True)
@@ -105,56 +103,3 @@ class Candidate(Request):
         if not answer:
             raise UnsupportedInputError("the answer to score is empty; see the task's doc_to_choice and doc_to_target")
         return answer
-
-
-R = TypeVar("R", bound=Request)
-T = TypeVar("T")
-
-
-def batches(requests: Sequence[R], size: int) -> Iterator[list[R]]:
-    """Yield requests of one group, of similar length where a batch holds several."""
-    groups: dict[str, list[R]] = {}
-    for request in requests:
-        groups.setdefault(request.group, []).append(request)
-    for group in groups.values():
-        ordered = sorted(group, key=lambda request: -len(request.context)) if size > 1 else group
-        for start in range(0, len(ordered), size):
-            yield ordered[start : start + size]
-
-
-def answer_batch(
-    batch: Sequence[R], answer: Callable[[Sequence[R]], list[T]], failed: Callable[[R, Exception], T]
-) -> list[T]:
-    """Answer one batch; if that fails, find the request that cannot be answered.
-
-    Args:
-        batch: at least one request.
-        answer: answers some requests together.
-        failed: what to return for a request that cannot be answered alone; may raise.
-
-    Raises:
-        AnswerError: the batch fails though each of its requests can be answered alone.
-    """
-    try:
-        return answer(batch)
-    except Exception as error:
-        if len(batch) == 1:
-            return [failed(batch[0], error)]
-        reason = f"{type(error).__name__}: {error}"
-    # Outside the handler, whose traceback holds on to the failed batch's tensors.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    logger.warning(f"a batch of {len(batch)} documents failed ({reason}); answering them one by one")
-    failures: list[R] = []
-
-    def note(request: R, error: Exception) -> T:
-        failures.append(request)
-        return failed(request, error)
-
-    alone = [answer_batch([request], answer, note)[0] for request in batch]
-    if failures:
-        return alone
-    raise AnswerError(
-        f"a batch of {len(batch)} documents ({batch[0].name} and others) failed, though each can be answered alone:"
-        f" {reason}. Lower --batch_size"
-    )

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -18,31 +18,34 @@ from lmms_eval.protocol import ChatMessages
 from loguru import logger
 from tqdm import tqdm
 
-from lmms_eval_stability.model_wrappers.arguments import check_arguments, make_methods, read_batch_size
-from lmms_eval_stability.model_wrappers.errors import AnswerError, InvalidArgumentError, UnsupportedInputError
+from lmms_eval_stability.model_wrappers.answering import Answerer, AnswerSettings
+from lmms_eval_stability.model_wrappers.arguments import (
+    check_arguments,
+    make_methods,
+    read_batch_size,
+    read_reuse,
+    require_prefix_reuse,
+)
+from lmms_eval_stability.model_wrappers.batch_size import answer_batch, is_out_of_memory
+from lmms_eval_stability.model_wrappers.deterministic import be_deterministic
+from lmms_eval_stability.model_wrappers.errors import (
+    AnswerError,
+    DoesNotFitError,
+    InvalidArgumentError,
+    UnsupportedInputError,
+)
 from lmms_eval_stability.model_wrappers.facts import run_facts
-from lmms_eval_stability.model_wrappers.families import Prompt
-from lmms_eval_stability.model_wrappers.generation import GeneratedRow, GenerationSettings, fill_padding, generate
 from lmms_eval_stability.model_wrappers.loading import LoadOptions, load
+from lmms_eval_stability.model_wrappers.lru import MEBIBYTE
 from lmms_eval_stability.model_wrappers.measurements import Measurements, fingerprints, log_throughput
-from lmms_eval_stability.model_wrappers.preparation import Ahead, OwnCopy, Prepared
+from lmms_eval_stability.model_wrappers.preparation import Ahead, Prepared, Preparer
+from lmms_eval_stability.model_wrappers.reading import Read, batches, in_order, windows
 from lmms_eval_stability.model_wrappers.registry import ModelEntry
 from lmms_eval_stability.model_wrappers.repairs import repair_likelihood_tasks
-from lmms_eval_stability.model_wrappers.requests import (
-    Candidate,
-    Question,
-    Request,
-    answer_batch,
-    batches,
-)
-from lmms_eval_stability.model_wrappers.scoring import (
-    Likelihood,
-    answer_ids,
-    append_answers,
-    failing_together,
-    score,
-)
-from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session
+from lmms_eval_stability.model_wrappers.requests import Candidate, Question, Request
+from lmms_eval_stability.model_wrappers.scoring import Likelihood, failing_together
+from lmms_eval_stability.model_wrappers.throughput import Stopwatch
+from lmms_eval_stability.model_wrappers.token_reduction.base import Session
 
 
 class AcceleratedVLM(lmms):  # type: ignore[misc]
@@ -59,7 +62,13 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         device: default: cuda if there is one, else cpu.
         device_map: passed to transformers (``auto`` spreads one model over several devices); ``device`` is then unused.
         attn_implementation: ``sdpa`` (transformers' default), ``eager`` or ``flash_attention_2``.
-        batch_size: rows per forward pass.
+        batch_size: rows per forward pass, or ``auto``: by free memory on a GPU, 8 on a CPU. Rows that do not fit into
+            memory are answered in smaller batches, and the smaller size is kept.
+        max_batch_size: limit of an automatic batch size; default: 64.
+        reuse: what questions about one image share: ``none``; ``vision``: its features, bit by bit those of batch size
+            1; ``prefix``: also the keys and values of the prompt up to the image's end.
+        reuse_memory: MiB of features, and of prefixes, that are kept for later questions.
+        deterministic: one row at a time, nothing reused, deterministic kernels.
         use_cache: keep keys and values between generation steps.
         max_new_tokens: overrides the task's number.
         min_pixels, max_pixels: bounds of the image size (Qwen only).
@@ -90,6 +99,9 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         attn_implementation: str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
+        reuse: str = "vision",
+        reuse_memory: int = 1024,
+        deterministic: bool = False,
         use_cache: bool = True,
         max_new_tokens: int | None = None,
         min_pixels: int | None = None,
@@ -104,10 +116,17 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         flags = {"use_cache": use_cache, "trust_remote_code": trust_remote_code, "use_safetensors": use_safetensors}
-        flags["quantize_vision"] = quantize_vision
+        flags |= {"quantize_vision": quantize_vision, "deterministic": deterministic}
         check_arguments(self.entry, pretrained, on_error, max_new_tokens, flags, workers)
-        self.batch_size_per_gpu = read_batch_size(batch_size, max_batch_size)
+        if deterministic:
+            be_deterministic(attn_implementation)
+            batch_size, max_batch_size, reuse = 1, None, "none"
+        self.rows = read_batch_size(batch_size, max_batch_size)
+        read_reuse(reuse, reuse_memory, use_cache)
+        self.reuse, self.deterministic = reuse, deterministic
         self.method, quantizer = make_methods(self.entry, quantization, method_args, takes=_argument_names())
+        if reuse == "prefix":
+            require_prefix_reuse(self.entry, self.method)
         self.on_error, self.use_cache, self.max_new_tokens = on_error, use_cache, max_new_tokens
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -135,12 +154,13 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         self.tokenizer, self._device = loaded.tokenizer, loaded.device
         self.quantization = loaded.quantization
         self.workers = (2 if self._device.type == "cuda" else 0) if workers is None else workers
-        self._processors = OwnCopy(self.processor)
+        self._preparer = Preparer(self.family, self.processor, pin=self._device.type == "cuda")
+        how = AnswerSettings(reuse, reuse_memory * MEBIBYTE, use_cache, max_new_tokens)
+        self._answerer = Answerer(self._model, self.tokenizer, self.family, self._device, how)
         # Attach once now: parameters that the model cannot take are refused before any document is read.
         with self._accelerated():
             pass
         self._facts: dict[str, Any] = run_facts(self, options)
-        self._saw_images = False
         repair_likelihood_tasks()
 
     def _own_device(self, device: str | None) -> str | None:
@@ -160,7 +180,16 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
 
     @property
     def batch_size(self) -> int:
-        return self.batch_size_per_gpu
+        """Rows per forward pass now; 0 while an automatic size is not chosen yet."""
+        return self.rows.rows
+
+    @property
+    def batch_size_per_gpu(self) -> int:
+        return self.rows.rows
+
+    @batch_size_per_gpu.setter
+    def batch_size_per_gpu(self, rows: int) -> None:
+        self.rows.rows = rows
 
     @property
     def device(self) -> torch.device:
@@ -194,7 +223,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         """
         with self._ending_the_launch():
             questions = [Question.read(index, request) for index, request in enumerate(requests)]
-            results = self._run(questions, self._generate, self._unanswered)
+            results = self._run(questions, self._answerer.generate, self._unanswered)
             log_throughput([result.token_counts for result in results])
             return results
 
@@ -210,7 +239,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         """
         with self._ending_the_launch():
             candidates = [Candidate.read(index, request) for index, request in enumerate(requests)]
-            return failing_together(candidates, self._run(candidates, self._score, self._unscored))
+            return failing_together(candidates, self._run(candidates, self._answerer.score, self._unscored))
 
     @contextmanager
     def _ending_the_launch(self) -> Iterator[None]:
@@ -226,26 +255,61 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
 
     def _run(self, requests: Sequence[Any], answer: Callable[..., list[Any]], failed: Callable[..., Any]) -> list[Any]:
         """Answer all requests in batches; the first result of each task carries the facts of the run."""
-        self._saw_images = False
         results: dict[int, Any] = {}
+        vision, watch = self._answerer.vision, Stopwatch(self._device)
+        seconds, encoded = vision.seconds, vision.encoded
         progress = tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
-        with progress, self._accelerated() as session:
-            ahead = Ahead(self._prepare, self.workers)
-            for batch, prepared in ahead(batches(requests, self.batch_size)):
+        with progress, self._accelerated() as session, self._answerer.ready(session):
+            for batch, prepared in self._prepared(requests):
 
                 def answer_some(some: Sequence[Any], batch: Any = batch, prepared: Any = prepared) -> list[Any]:
-                    # one by one after a failure, when what was made for the whole batch is of no use
-                    return answer(some, prepared() if len(some) == len(batch) else self._prepare(some), session)
+                    # after a failure, what was made for the whole batch is of no use
+                    ready = prepared() if len(some) == len(batch) else self._prepare(some)
+                    return answer(some, ready, session)
 
-                answers = answer_batch(batch, answer_some, failed)
-                results.update((request.index, result) for request, result in zip(batch, answers, strict=True))
+                answers = answer_batch(batch, answer_some, failed, self.rows)
+                results.update((one.request.index, result) for one, result in zip(batch, answers, strict=True))
                 progress.update(len(batch))
             if session is not None:
-                session.require_pruned(expect_images=self._saw_images)
+                session.require_pruned(expect_images=self._answerer.saw_images)
+        self._preparer.clear()
+        done = [results[index] for index in range(len(requests))]
+        images = vision.encoded - encoded if self.reuse != "none" else None
+        throughput = watch.read([result.token_counts for result in done], vision.seconds - seconds, images)
+        facts = {**self._facts, "batch_size_used": self.batch_size, "throughput": throughput.to_dict()}
         first = {request.task: request.index for request in reversed(requests)}
         for index in first.values():
-            results[index].token_counts.run = self._facts
-        return [results[index] for index in range(len(requests))]
+            done[index].token_counts.run = facts
+        return done
+
+    def _prepared(self, requests: Sequence[Any]) -> Iterator[tuple[list[Read[Any]], Callable[[], Prepared]]]:
+        """Yield batches, each with a function that returns its inputs."""
+        with closing(windows(requests, self._read, self.workers)) as reading:
+            for window in reading:
+                self.rows.choose(self._model, self._device, max(one.length for one in window))
+                with closing(Ahead(self._prepare, self.workers)(self._batches(window))) as ahead:
+                    yield from ahead
+
+    def _batches(self, window: Sequence[Read[Any]]) -> Iterator[list[Read[Any]]]:
+        for group in in_order(window, by_image=self.reuse != "none", batched=self.batch_size > 1):
+            yield from batches(group, lambda: self.batch_size)
+
+    def _read(self, request: Any) -> Read[Any]:
+        """Read one document; called from several threads."""
+        document = self.task_dict[request.task][request.split][request.doc_id]
+        messages = ChatMessages(messages=request.messages(document)).model_dump()["messages"]
+        prompt = self.family.build_prompt(self._preparer.processor(), messages, request.context)
+        answer = request.text(document) if isinstance(request, Candidate) else ""
+        shown = dataclasses.replace(prompt, text=prompt.text + answer)
+        tokens = sum(self.family.rough_tokens(self._model, *image.size) for image in prompt.images)
+        return Read(request, prompt, fingerprints(shown), answer, tokens)
+
+    def _prepare(self, batch: Sequence[Read[Any]]) -> Prepared:
+        """Return a batch's inputs; called from several threads."""
+        for one in batch:
+            if one.error is not None:
+                raise one.error
+        return self._preparer.prepare([one.prompt for one in batch], [one.prints.images for one in batch])
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[Any]:
         """Not offered: the tasks that need it are refused by name."""
@@ -254,6 +318,13 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
     def _reason(self, request: Request, error: Exception) -> str:
         """Return what to record of a document that cannot be answered, or raise."""
         reason = f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            reason = f"it does not fit into the memory of {self._device} even alone ({reason})"
+            if self.on_error == "raise":
+                raise DoesNotFitError(
+                    f"{self.entry.name}: {request.name} could not be answered: {reason}. Lower max_pixels (Qwen) or"
+                    " reuse_memory, or spread the model with device_map=auto"
+                ) from error
         if self.on_error == "raise":
             raise AnswerError(
                 f"{self.entry.name}: {request.name} could not be answered: {reason}."
@@ -267,74 +338,6 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
 
     def _unscored(self, candidate: Candidate, error: Exception) -> Likelihood:
         return Likelihood(math.inf, False, Measurements(error=self._reason(candidate, error)))
-
-    def _prepare(self, batch: Sequence[Request]) -> Prepared:
-        """Return a batch's inputs; called from several threads."""
-        processor = self._processors.get()
-        documents = [self.task_dict[request.task][request.split][request.doc_id] for request in batch]
-        prompts = []
-        for request, document in zip(batch, documents, strict=True):
-            messages = ChatMessages(messages=request.messages(document)).model_dump()["messages"]
-            prompts.append(self.family.build_prompt(processor, messages, request.context))
-        return Prepared(documents, prompts, self.family.encode(processor, prompts))
-
-    def _generate(
-        self, batch: Sequence[Question], prepared: Prepared, session: Session | None
-    ) -> list[GenerationResult]:
-        settings = GenerationSettings.from_task(batch[0].gen_kwargs, self.family.default_max_new_tokens)
-        if self.max_new_tokens is not None:
-            settings = dataclasses.replace(settings, max_new_tokens=self.max_new_tokens)
-        inputs = self._inputs(prepared)
-        inputs["input_ids"] = fill_padding(inputs["input_ids"], inputs["attention_mask"])
-        rows = generate(self._model, self.tokenizer, inputs, settings, use_cache=self.use_cache)
-        counts = self._measured(prepared.prompts, inputs, session)
-        return [self._result(row, count, settings.until) for row, count in zip(rows, counts, strict=True)]
-
-    def _score(self, batch: Sequence[Candidate], prepared: Prepared, session: Session | None) -> list[Likelihood]:
-        prompts = prepared.prompts
-        texts = [candidate.text(document) for candidate, document in zip(batch, prepared.documents, strict=True)]
-        placeholders = self.family.placeholder_ids(self._model.config)
-        answers = [
-            answer_ids(self.tokenizer, prompt.text, text, placeholders)
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-        inputs = self._inputs(prepared)
-        whole = append_answers(inputs, answers, self.tokenizer.pad_token_id)
-        rows = score(self._model, self.tokenizer, whole, [len(answer) for answer in answers], session)
-        shown = [dataclasses.replace(p, text=p.text + text) for p, text in zip(prompts, texts, strict=True)]
-        counts = self._measured(shown, inputs, session)
-        return [Likelihood(row.loss, row.is_greedy, row.noted_in(n)) for row, n in zip(rows, counts, strict=True)]
-
-    def _inputs(self, prepared: Prepared) -> Any:
-        self._saw_images |= any(prompt.images for prompt in prepared.prompts)
-        return prepared.inputs.to(self._device, self._model.dtype)
-
-    def _measured(self, shown: Sequence[Prompt], inputs: Any, session: Session | None) -> list[Measurements]:
-        """Return what is known of each prompt of a batch after it was answered."""
-        tokens = self._visual_tokens(inputs["input_ids"], session)
-        lengths = inputs["attention_mask"].sum(1).tolist()
-        digests = [fingerprints(prompt) for prompt in shown]
-        return [
-            Measurements(
-                input_tokens=int(length),
-                input_fingerprint=digest.input,
-                image_fingerprint=digest.image,
-                visual_tokens=list(row.visual_tokens),
-                visual_token_layers=list(row.layers),
-                diagnostics={name: list(numbers) for name, numbers in row.diagnostics.items()} or None,
-            )
-            for digest, row, length in zip(digests, tokens, lengths, strict=True)
-        ]
-
-    def _visual_tokens(self, input_ids: torch.Tensor, session: Session | None) -> Sequence[RowTokens]:
-        if session is not None:
-            return session.rows
-        placeholders = torch.tensor(self.family.placeholder_ids(self._model.config), device=input_ids.device)
-        return [RowTokens((0,), (int(n),)) for n in torch.isin(input_ids, placeholders).sum(1)]
-
-    def _result(self, row: GeneratedRow, counts: Measurements, until: Sequence[str]) -> GenerationResult:
-        text = self.tokenizer.decode(row.tokens, skip_special_tokens=True, **self.family.decode_arguments)
-        return GenerationResult(text=self.family.clean(text, until), token_counts=row.noted_in(counts))
 
 
 def _argument_names() -> list[str]:

@@ -7,14 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from lmms_eval_stability.model_wrappers.errors import UnsupportedInputError
+from lmms_eval_stability.model_wrappers.families.images import ImageInputs, ImageLayout
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
     from transformers import BatchFeature
 
-    from lmms_eval_stability.model_wrappers.families.images import ImageLayout
+#: What a processor returns that has one entry per token.
+_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 Message = Mapping[str, Any]
 """One chat turn: ``{"role": ..., "content": [{"type": "text" | "image" | "video" | "audio", ...}]}``."""
@@ -116,9 +120,61 @@ class Family(ABC):
             UnsupportedInputError: for media other than images, or text that holds image placeholders of its own.
         """
 
-    @abstractmethod
+    def load_image(self, processor: Any, image: Image) -> Any:  # noqa: ARG002
+        """Return an image as ``lmms_eval_name`` hands it to the processor."""
+        return image
+
     def encode(self, processor: Any, prompts: Sequence[Prompt]) -> BatchFeature:
         """Return the model's inputs for a batch of prompts, padded on the left."""
+        images = [self.load_image(processor, image) for prompt in prompts for image in prompt.images]
+        batch: BatchFeature = processor(
+            text=[prompt.text for prompt in prompts],
+            images=images or None,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
+        return batch
+
+    def process_image(self, processor: Any, image: Image, key: str) -> ImageInputs:
+        """Return what the processor makes of one image; ``key`` is the digest of its pixels."""
+        made = processor(text=[processor.image_token], images=[self.load_image(processor, image)], return_tensors="pt")
+        tokens = int((made["input_ids"] == processor.image_token_id).sum())
+        tensors = {name: value for name, value in made.items() if name not in _OF_TEXT}
+        return ImageInputs(key, tokens, tensors, "mm_token_type_ids" in made)
+
+    def encode_text(
+        self, processor: Any, prompts: Sequence[Prompt], images: Sequence[Sequence[ImageInputs]]
+    ) -> dict[str, Tensor]:
+        """Return the part of ``encode`` that comes from the text, with the images of each prompt already processed.
+
+        Raises:
+            UnsupportedInputError: a prompt has more or fewer placeholders than images.
+        """
+        if not any(images):
+            return dict(self.encode(processor, prompts))
+        token, texts = processor.image_token, []
+        for prompt, own in zip(prompts, images, strict=True):
+            parts = prompt.text.split(token)
+            if len(parts) != len(own) + 1:
+                raise UnsupportedInputError(
+                    f"the prompt holds {len(parts) - 1} image placeholders for {len(own)} images; the text of the"
+                    f" document must not contain '{token}'"
+                )
+            texts.append("".join(p + token * i.tokens for p, i in zip(parts, own, strict=False)) + parts[-1])
+        made = dict(processor.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt"))
+        if any(image.typed for own in images for image in own):
+            made["mm_token_type_ids"] = (made["input_ids"] == processor.image_token_id).long()
+        return made
+
+    def join_images(self, images: Sequence[ImageInputs]) -> dict[str, Tensor]:
+        """Return what the processor makes of several images, from what it makes of each alone."""
+        names = images[0].tensors if images else ()
+        return {name: torch.cat([image.tensors[name] for image in images]) for name in names}
+
+    def rough_tokens(self, model: nn.Module, width: int, height: int) -> int:  # noqa: ARG002
+        """Return about how many visual tokens an image of that size in pixels makes: what batches are sorted by."""
+        return self.fixed_positions(model) or 0
 
     def clean(self, answer: str, until: Sequence[str]) -> str:
         """Return the answer as ``lmms_eval_name`` returns it: cut at the first of ``until`` where it does that."""

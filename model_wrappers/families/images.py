@@ -1,7 +1,8 @@
-"""How the visual tokens of one image came about: which patch of which tile each placeholder stands for."""
+"""One image on its way to the model, and which patch of which tile each of its placeholders stands for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -30,3 +31,24 @@ class ImageLayout:
     def tokens(self) -> int:
         """N, the visual tokens that the base model sees."""
         return len(self.source)
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """What the processor makes of one image by itself.
+
+    Attributes:
+        key: digest of the image's pixels before the processor.
+        tokens: N, its placeholders in the prompt.
+        tensors: ``pixel_values`` and what describes them, each with a first dimension as for a batch of one image.
+        typed: whether the processor marks the placeholders in ``mm_token_type_ids``.
+    """
+
+    key: str
+    tokens: int
+    tensors: Mapping[str, Tensor]
+    typed: bool
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())

@@ -13,7 +13,6 @@ from lmms_eval_stability.model_wrappers.families.images import ImageLayout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import BatchFeature
 
 
 class Llava(Family):
@@ -71,14 +70,3 @@ class Llava(Family):
                 f" must not contain '{processor.image_token}'"
             )
         return Prompt(text=text, images=images)
-
-    def encode(self, processor: Any, prompts: Sequence[Prompt]) -> BatchFeature:
-        images = [image for prompt in prompts for image in prompt.images]
-        batch: BatchFeature = processor(
-            images=images or None,
-            text=[prompt.text for prompt in prompts],
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
-        return batch

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmms_eval_stability.model_wrappers.families.images import ImageLayout
+from lmms_eval_stability.model_wrappers.families.images import ImageInputs, ImageLayout
 from lmms_eval_stability.model_wrappers.families.llava import Llava
 
 if TYPE_CHECKING:
@@ -46,3 +47,23 @@ class LlavaNext(Llava):
     def image_pixels(self, inputs: Mapping[str, Any], layouts: Sequence[ImageLayout]) -> list[Tensor]:
         pairs = zip(inputs["pixel_values"], layouts, strict=True)
         return [pixels[: layout.partitions] for pixels, layout in pairs]
+
+    def join_images(self, images: Sequence[ImageInputs]) -> dict[str, Tensor]:
+        # Images have different numbers of tiles; as by the processor, missing ones are zeros.
+        most = max((image.tensors["pixel_values"].shape[1] for image in images), default=0)
+        padded = []
+        for image in images:
+            pixels = image.tensors["pixel_values"]
+            missing = pixels.new_zeros(1, most - pixels.shape[1], *pixels.shape[2:])
+            filled = torch.cat([pixels, missing], dim=1) if missing.shape[1] else pixels
+            padded.append(replace(image, tensors={**image.tensors, "pixel_values": filled}))
+        return super().join_images(padded)
+
+    def rough_tokens(self, model: nn.Module, width: int, height: int) -> int:
+        from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
+        config, count = model.config, self.fixed_positions(model) or 0
+        rows, columns = get_anyres_image_grid_shape(
+            (height, width), config.image_grid_pinpoints, config.vision_config.image_size
+        )
+        return count * (1 + rows * columns)

@@ -12,7 +12,6 @@ from lmms_eval_stability.model_wrappers.families.images import ImageLayout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import BatchFeature
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 
@@ -99,19 +98,14 @@ class Qwen2VL(Family):
         size = processor.image_processor.size
         return {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
 
-    def encode(self, processor: Any, prompts: Sequence[Prompt]) -> BatchFeature:
+    def load_image(self, processor: Any, image: Any) -> Any:
         from qwen_vl_utils import fetch_image
 
-        bounds = self.image_bounds(processor)
-        images = [fetch_image({"image": image, **bounds}) for prompt in prompts for image in prompt.images]
-        batch: BatchFeature = processor(
-            text=[prompt.text for prompt in prompts],
-            images=images or None,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
-        return batch
+        return fetch_image({"image": image, **self.image_bounds(processor)})
+
+    def rough_tokens(self, model: nn.Module, width: int, height: int) -> int:
+        vision = model.config.vision_config
+        return width * height // (vision.patch_size * vision.spatial_merge_size) ** 2
 
 
 def _resize_patches(

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
 import torch
@@ -28,6 +28,9 @@ from lmms_eval_stability.model_wrappers.token_reduction.errors import (
     UnsupportedCallError,
 )
 from lmms_eval_stability.model_wrappers.token_reduction.trace import RowTrace
+
+if TYPE_CHECKING:
+    from lmms_eval_stability.model_wrappers.vision_reuse import VisionReuse
 
 _attached: WeakSet[nn.Module] = WeakSet()
 
@@ -73,6 +76,9 @@ class Session:
         tracing: Set it to have ``traces`` recorded; off at first, as it costs time.
         traces: Which visual tokens are left at each of a row's layers, for every one of ``rows``; empty unless
             ``tracing``.
+        vision: Keeps what is made of an image for its next question; None: every image is encoded every time.
+        suspended: Passes are left alone: they go on from a prefix that the method has dealt with (methods that act
+            before the language model only).
     """
 
     def __init__(self, method: TokenReducer) -> None:
@@ -84,6 +90,8 @@ class Session:
         self.tokens_dropped = 0
         self.tracing = False
         self.traces: tuple[RowTrace, ...] = ()
+        self.vision: VisionReuse | None = None
+        self.suspended = False
         self._pin: _Pin | None = None
 
     @contextmanager
@@ -103,6 +111,15 @@ class Session:
             yield
         finally:
             self._pin = before
+
+    @contextmanager
+    def suspension(self) -> Iterator[None]:
+        """Leave passes inside the ``with`` block alone; see ``suspended``."""
+        self.suspended = True
+        try:
+            yield
+        finally:
+            self.suspended = False
 
     @property
     def pinned(self) -> bool:
@@ -177,6 +194,11 @@ class TokenReducer(ABC):
     Subclasses check their parameters in ``__post_init__`` and what depends on the model in ``install``, and raise
     ``InvalidParameterError`` with the offending value.
     """
+
+    #: Whether images are changed before they are encoded, so that the vision tower needs their pixels every time.
+    changes_pixels: ClassVar[bool] = False
+    #: Whether all is done when the language model has read the last visual token.
+    acts_before_llm: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,8 +52,10 @@ class BeforeLLM(TokenReducer):
 
     A method says what it reads of the vision tower and what it makes of one image; encoding, placeholders, positions,
     batches and statistics are done here. In ``RowTokens`` such a method acts at layer 0: ``layers`` is (0, 0), the
-    counts are those before and after the method.
+    counts are those before and after the method. What it makes of an image must depend on that image alone.
     """
+
+    acts_before_llm: ClassVar[bool] = True
 
     def check_model(self, model: Any, family: Family) -> None:
         """Raise if the method cannot work on this model or its parameters do not fit it."""

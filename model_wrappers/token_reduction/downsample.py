@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from lmms_eval_stability.model_wrappers.families.base import Family
 from lmms_eval_stability.model_wrappers.families.qwen2_vl import Qwen2VL
@@ -32,6 +32,8 @@ class Downsample(BeforeLLM):
         tokens: Visual tokens of an image that has 576, at most; in proportion for other images.
         literal: At most ``tokens`` of every image whatever it has.
     """
+
+    changes_pixels: ClassVar[bool] = True
 
     tokens: int = 192
     literal: bool = False

@@ -6,16 +6,18 @@ import functools
 import inspect
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lmms_eval_stability.model_wrappers.families.base import Family
 from lmms_eval_stability.model_wrappers.families.images import ImageLayout
+from lmms_eval_stability.model_wrappers.lru import storage_bytes
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session
 from lmms_eval_stability.model_wrappers.token_reduction.errors import UnsupportedCallError
 from lmms_eval_stability.model_wrappers.token_reduction.sequence import Kept, take
@@ -34,7 +36,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.trace import (
     row_traces,
     smaller_image_trace,
 )
-from lmms_eval_stability.model_wrappers.token_reduction.vision import encode_images
+from lmms_eval_stability.model_wrappers.token_reduction.vision import ImageView, encode_images
 
 if TYPE_CHECKING:
     from lmms_eval_stability.model_wrappers.token_reduction.before_llm import BeforeLLM, Compressed
@@ -50,6 +52,18 @@ _UNSUPPORTED = {
     "custom_generate": "custom generation loops",
 }
 _DEFAULT_MAX_LENGTH = 20  # of a generation config, in older releases of transformers
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What is left of one image, kept for its next question: ``part`` is None if it was left as it is."""
+
+    part: Compressed | None
+    tokens: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return storage_bytes(self.tokens, None if self.part is None else self.part.kept)
 
 
 @dataclass(frozen=True)
@@ -123,6 +137,8 @@ class Shortening:
 
         @functools.wraps(original)
         def generate(inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+            if self._session.suspended:
+                return original(inputs, generation_config, *args, **kwargs)
             given = {**kwargs, **({} if inputs is None else {"input_ids": inputs})}
             _refuse(given)
             if given.get("input_ids") is None:
@@ -176,15 +192,31 @@ class Shortening:
         per_row = images_per_row(tokens, [layout.tokens for layout in layouts])
         smaller = self._method.smaller_images(self._model, self._family, given)
         if smaller is not None:
-            left = self._family.image_layouts(self._model, smaller)
-            return _Images(layouts, per_row, smaller=smaller, smaller_layouts=left)
-        wanted = self._method.wanted(self._model, self._family)
-        output, views = encode_images(self._model, self._family, given, layouts, wanted)
-        with torch.no_grad():
-            parts = [self._method.compress(view) for view in views]
+            fewer = self._family.image_layouts(self._model, smaller)
+            return _Images(layouts, per_row, smaller=smaller, smaller_layouts=fewer)
+        vision = self._session.vision
+        if vision is not None and vision.is_serving and not self._session.tracing:
+            left = vision.each(f"left by {self._method}", self._compress_alone)
+            output = BaseModelOutputWithPooling(pooler_output=[one.tokens for one in left])
+            return _Images(layouts, per_row, [one.part for one in left], output)
+        output, views, parts = self._compress(given, layouts)
         pairs = zip(views, parts, strict=True)
         output.pooler_output = [view.tokens if part is None else part.features for view, part in pairs]
         return _Images(layouts, per_row, parts, output)
+
+    def _compress(
+        self, given: Mapping[str, Any], layouts: Sequence[ImageLayout]
+    ) -> tuple[Any, list[ImageView], list[Compressed | None]]:
+        wanted = self._method.wanted(self._model, self._family)
+        output, views = encode_images(self._model, self._family, given, layouts, wanted)
+        with torch.no_grad():
+            return output, views, [self._method.compress(view) for view in views]
+
+    def _compress_alone(self, image: Mapping[str, Any]) -> _Left:
+        _, (view,), (part,) = self._compress(image, self._family.image_layouts(self._model, image))
+        # Where tokens come from is asked for traces only, and would keep everything alive that the method has read.
+        part = None if part is None else replace(part, origin=None)
+        return _Left(part, view.tokens if part is None else part.features)
 
     def _record(self, before: Sequence[int], after: Sequence[int], images: _Images | None) -> None:
         # A pin has one entry per prompt, as these rows have: beams are made later.
@@ -243,6 +275,8 @@ class Shortening:
 
     def _begin(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Start a pass of the backbone."""
+        if self._session.suspended:
+            return None
         given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         if self._generating:
             ids = given.get("input_ids")

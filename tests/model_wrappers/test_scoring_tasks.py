@@ -99,14 +99,14 @@ def test_the_prompt_is_that_of_generation_whatever_the_task_shows(data: str, mod
             target = {"doc_to_target": "answer", "generation_kwargs": {"max_new_tokens": 1}, **own}
             built = task(data, model, output_type, **target, **shown)
             seen.append([])
-            encode = model.family.encode
+            encode = model.family.encode_text
 
-            def noting(processor: Any, prompts: Any, encode: Any = encode, texts: list[str] = seen[-1]) -> Any:
+            def noting(processor: Any, prompts: Any, *images: Any, texts: Any = seen[-1], to: Any = encode) -> Any:
                 texts.extend(prompt.text for prompt in prompts)
-                return encode(processor, prompts)
+                return to(processor, prompts, *images)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(model.family, "encode", noting)
+                patch.setattr(model.family, "encode_text", noting)
                 getattr(model, built.instances[0].request_type)(built.instances)
         assert len(seen[0]) == 3
         assert sorted(seen[0]) == sorted(seen[1])

@@ -287,7 +287,7 @@ def test_beam_search_answers_without_step_measurements(tiny_folder: TinyFolder) 
     ("arguments", "error", "message"),
     [
         ({"kay": 3}, errors.UnknownArgumentError, r"does not take kay; it takes pretrained, .*batch_size.*, k, r"),
-        ({"batch_size": "auto"}, errors.InvalidArgumentError, "batch_size=auto"),
+        ({"batch_size": "automatic"}, errors.InvalidArgumentError, "batch_size=automatic"),
         ({"batch_size": 0}, errors.InvalidArgumentError, "batch_size=0"),
         ({"on_error": "ignore"}, errors.InvalidArgumentError, "choose one of raise, record"),
         ({"dtype": "float17"}, errors.InvalidArgumentError, "float17"),
