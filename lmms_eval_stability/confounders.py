@@ -21,6 +21,11 @@ SETTINGS = (
     "device",
     "device_map",
     "batch_size",
+    "max_batch_size",
+    "reuse",
+    "reuse_memory",
+    "deterministic",
+    "workers",
     "use_cache",
     "max_new_tokens",
     "min_pixels",
@@ -41,7 +46,7 @@ _CONFIG = (
     "torch_seed",
     "num_fewshot",
 )
-#: Facts of a run that say what was compared, not under which circumstances.
+#: Facts of a run that say what was compared, or what was measured, not under which circumstances.
 _SUBJECT = (
     "method",
     "method_args",
@@ -53,6 +58,7 @@ _SUBJECT = (
     "baseline",
     "label",
     "geometry",
+    "throughput",
 )
 _OWN = "lmms_eval_stability"
 
