@@ -86,7 +86,7 @@ def first_token_kl(baseline: TopTokens, run: TopTokens) -> Floats:
     # U's part of it as in the baseline, unless that is more than U can have
     both = p_only + p_others
     wanted = q_others * np.divide(p_only, both, out=np.zeros_like(both), where=both > 0)
-    least = np.where(run.ids >= 0, q, np.inf).min(axis=1)
+    least = np.where(run.ids >= 0, q, 1.0).min(axis=1)  # 1 for none at all, which is masked below
     room = ((baseline.ids >= 0) & ~common).sum(axis=1) * least
     q_only = np.minimum(wanted, np.minimum(room, unlogged))
     divergence = _term(np.where(common, p, 0.0), q_common).sum(axis=1)

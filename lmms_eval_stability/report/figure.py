@@ -68,7 +68,8 @@ def _draw(axes: Axes, rows: list[Divergence]) -> None:
             drops, values, yerr=[lows, highs], fmt=marker, color=colour, label=label, capsize=2, elinewidth=1,
             transform=axes.transData + shift,
         )  # fmt: skip
-    top = max([100 * row.dr.high for row in rows], default=1.0) * 1.05
+    # the end of an interval may be nan (samples of a single image): the rate then is the greatest there is
+    top = max([100 * max(row.dr.value, row.dr.high) for row in rows], default=1.0) * 1.05
     # the score can only drop by what was lost: on scores of 0 and 1, NDR lies on or above this line
     axes.plot([0, top], [0, top], color="0.5", linestyle=":", linewidth=1, label="score drop")
     axes.set_xlabel("score drop (points)")

@@ -73,9 +73,11 @@ class ReportFolder:
             remove_leftovers(self.path)
             self._pairs = self._temporary("pairs.csv").open("w", encoding="utf-8", errors="replace", newline="")
             self._parquet = PairsParquet(self._temporary("pairs.parquet").open("wb"))
-        except OSError as error:
+        except BaseException as error:
             self.__exit__(type(error), error, None)  # what was begun: Python does not call it here
-            raise self._failure(error) from error
+            if isinstance(error, OSError):
+                raise self._failure(error) from error
+            raise
         self._writer = csv.writer(self._pairs, lineterminator="\n")
         self._writer.writerow(PAIR_COLUMNS)
         return self

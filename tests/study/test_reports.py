@@ -24,7 +24,7 @@ from .conftest import BASE, FASTV, WriteRun, sample, samples_file
 
 Compare = Callable[..., Result]
 FILES = {"summary.json", "divergence.csv", "divergence.md", "divergence.png", "divergence.svg", "pairs.csv"}
-FILES |= {"pairs.parquet", "tables.tex", "leaderboard_llava_fastv_k=3_r=0.5.json"}
+FILES |= {"pairs.parquet", "tables.tex", "manifest.json", "leaderboard_llava_fastv_k=3_r=0.5.json"}
 
 
 def test_all_files_of_the_report(base: Path, fastv: Path, tmp_path: Path, run_compare: Compare) -> None:
