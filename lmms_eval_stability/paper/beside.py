@@ -181,7 +181,23 @@ def _settings(pairs: Sequence[CellPair], reports: Sequence[BaseReport]) -> list[
             lines.append(
                 f"{report.base_model}: {names} differ from the baseline in more than the method, see the report"
             )
-    return lines + _sizes(pairs)
+    return [*lines, *_baselines(pairs, reports), *_sizes(pairs)]
+
+
+def _baselines(pairs: Sequence[CellPair], reports: Sequence[BaseReport]) -> list[str]:
+    """Scores of a baseline that is in several reports and not the same in all: the one over more samples is shown."""
+    lines = []
+    for cell in (pair.published for pair in pairs if pair.published.method == "baseline"):
+        own = [report for report in reports if report.base_model == cell.base_model]
+        found = [our_cell(report, "baseline", cell.benchmark, cell.perturbation, cell.metric) for report in own]
+        values = [
+            f"{ours.rate.value:.2f} ({report.file.parent})" for report, ours in zip(own, found, strict=True) if ours
+        ]
+        if len({value.partition(" ")[0] for value in values}) > 1:
+            lines.append(
+                f"{cell.base_model} baseline on {cell.benchmark} is not the same in all reports: {', '.join(values)}"
+            )
+    return lines
 
 
 def _sizes(pairs: Sequence[CellPair]) -> list[str]:

@@ -17,7 +17,7 @@ from .beside import CellPair, PaperComparison
 from .corrections import TABLE_NOTES, PublishedCell, Remark, published_cells
 from .published import TABLES, table_path, table_rows
 
-#: Width when the output is no terminal: nothing is ever cut off in a file or a pipe.
+#: Width of what must not be cut off: tables, and everything when the output is no terminal.
 _PIPE_WIDTH = 2000
 _CITED = "Sun et al., EMNLP 2025 (arXiv 2503.06794)"
 _STATES = {"none": "", "vision": "vision", "text": "text"}
@@ -200,12 +200,16 @@ def comparison_csv(comparison: PaperComparison) -> str:
 
 
 def print_document(document: Document, file: IO[str]) -> None:
-    """For a terminal; in a pipe or a file nothing is cut off."""
+    """For a terminal; in a pipe or a file nothing is cut off.
+
+    A table that is wider than the terminal is printed whole: numbers broken over two lines cannot be read.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=file, width=None if file.isatty() else _PIPE_WIDTH, highlight=False, emoji=False)
+    wide = Console(file=file, width=_PIPE_WIDTH, highlight=False, emoji=False)
+    console = Console(file=file, highlight=False, emoji=False) if file.isatty() else wide
     console.print(Text(document.title, style="bold"))
     for grid in document.grids:
         console.print()
@@ -213,11 +217,11 @@ def print_document(document: Document, file: IO[str]) -> None:
             console.print(Text(grid.title, style="bold"))
         table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
         for i, name in enumerate(grid.columns):
-            table.add_column(Text(name), justify="left" if i < grid.texts else "right", overflow="fold")
+            table.add_column(Text(name), justify="left" if i < grid.texts else "right", no_wrap=True)
         for row in grid.rows:
             # names are data: as Text they are never read as markup
             table.add_row(*map(Text, row))
-        console.print(table)
+        wide.print(table)
     if document.notes:
         console.print()
     for line in document.notes:

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from lmms_eval_stability import compare_runs
 from lmms_eval_stability.report.folder import ReportFolder
+from lmms_eval_stability.study.finish import run_folder
 
 from ..study.conftest import STAMP, Row, results_json, sample
 from ..study.test_benchmarks import mmbench, pope, vqa_rad
@@ -80,7 +81,7 @@ def make(
 ) -> Path:
     """Write runs and their report below `root/name`; returns that folder."""
     folder = root / name
-    paths = {run: folder / "runs" / base / run for run in runs}
+    paths = {run: run_folder(folder, base, run) for run in runs}
     for run, tasks in runs.items():
         model = f"{family}_{run}"
         home = paths[run] / "model"

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from lmms_eval_stability.errors import OptionError
 from lmms_eval_stability.paper import reports
 from lmms_eval_stability.paper.beside import CellPair, compare_table
 from lmms_eval_stability.paper.ours import OurCell
-from lmms_eval_stability.paper.reports import read_reports
+from lmms_eval_stability.paper.reports import read_reports, stated_table
 from lmms_eval_stability.report import machine
+from lmms_eval_stability.study import load_study, plan_study
+from lmms_eval_stability.study.folder import describe
 
 from ..study.conftest import Row, sample
 from .conftest import BASELINE, FASTV, GQA_BASE, GQA_FASTV, VQA_RAD, Study, Tasks
@@ -359,3 +362,23 @@ def test_output_that_cannot_be_written(study: Path, paper: Paper, tmp_path: Path
     result = paper("compare", study, "-o", tmp_path / "file" / "below")
     assert result.exit_code == 2
     assert "error: cannot write into" in result.stderr
+
+
+def test_baselines_that_differ_between_reports_are_named(study: Path, make_study: Study, paper: Paper) -> None:
+    """The baseline is in the study of table 1 and in that of table 2, perhaps with another batch size."""
+    other = make_study("other", {"baseline": {"gqa": GQA_FASTV}, "hired": {"gqa": GQA_FASTV}})
+    text = paper("compare", study, other, "--table", 1).stdout
+    assert "LLaVA-1.5 baseline on GQA is not the same in all reports: 60.00 (" in text
+    assert "), 55.00 (" in text
+    assert "not the same in all reports" not in paper("compare", study, study).stdout
+
+
+@pytest.mark.parametrize(("name", "table"), [("table1", 1), ("table3_4", 3), ("table6", 6), ("figure3", None)])
+def test_the_table_is_read_from_a_real_studys_folder(tmp_path: Path, name: str, table: int | None) -> None:
+    plan = plan_study(load_study(Path(__file__).parents[2] / "configs" / "paper" / f"{name}.yaml"))
+    describe(tmp_path, plan)
+    if table is None:
+        with pytest.raises(OptionError, match="no study there names a table"):
+            stated_table([tmp_path])
+    else:
+        assert stated_table([tmp_path]) == table
