@@ -18,7 +18,15 @@ from .logits import FirstTokens, compare_first_tokens
 from .openanswers import OpenAnswers, compare_open_answers
 from .reliability_columns import LogProbabilities
 from .reliability_flips import Concentration, FlipRegression, lowest_margins, regress_flips
-from .reliability_scores import BINS, Curve, ScoreDifference, flip_auroc, risk_coverage, score_differences
+from .reliability_scores import (
+    BINS,
+    Curve,
+    ScoreDifference,
+    flip_auroc,
+    replicates_for,
+    risk_coverage,
+    score_differences,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +65,8 @@ class ConfidenceComparison:
 
     Attributes:
         kind: "answer", "first token" or "per token", see `docs/reliability.md`.
-        n: samples. missing: pairs without. clusters: clusters that were drawn for the intervals.
+        n: samples. missing: pairs without.
+        clusters, replicates: clusters that were drawn for the intervals, and how often.
         bins: bins of ECE that were asked for; ties can make them fewer.
         scores: the numbers of both runs.
         diagram_baseline, diagram_run: bins of equal mass. curve_baseline, curve_run: risk over coverage.
@@ -68,6 +77,7 @@ class ConfidenceComparison:
     n: int
     missing: int
     clusters: int
+    replicates: int
     bins: int
     scores: tuple[ScoreDifference, ...]
     diagram_baseline: tuple[Bin, ...]
@@ -275,6 +285,7 @@ def _confidence(
         n=n,
         missing=len(frame) - n,
         clusters=n if groups is None else len(np.unique(groups)),
+        replicates=replicates_for(n),
         bins=BINS,
         scores=tuple(score_differences(sides[0], sides[1], groups)),
         diagram_baseline=diagrams[0],

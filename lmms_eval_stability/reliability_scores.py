@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-#: Of the bootstrap. Percentiles of so many replicates are good to about a tenth of an interval's half.
-REPLICATES, SEED = 1_000, 0
+#: Of bootstrap and test, see `replicates_for`.
+MOST_REPLICATES, LEAST_REPLICATES, SEED = 1_000, 200, 0
+#: Replicates times samples: about ten seconds.
+_WORK = 20_000_000
 #: Bins of ECE, whose value depends on them.
 BINS = 15
 #: Coverage at which selective accuracy is stated.
@@ -33,16 +35,22 @@ _BLOCK = 1 << 21
 SCORES = {
     "accuracy": "accuracy",
     "confidence": "mean confidence",
+    "gap": "confidence − accuracy",
     "ece_mass": f"ECE ({BINS} bins of equal mass)",
     "ece_width": f"ECE ({BINS} bins of equal width)",
     "over_confidence": "over-confidence",
     "under_confidence": "under-confidence",
+    "ece_calibrated": "ECE of a calibrated model (mass)",
     "brier": "Brier",
     "nll": "NLL (nats)",
     "auroc": "AUROC of confidence for correctness",
     "aurc": "AURC",
     "selective_accuracy": f"accuracy at {COVERAGE:.0%} coverage",
 }
+#: Numbers that the bins' noise pushes up. Where one of both models is calibrated, their bootstrap intervals miss the
+#: true difference nearly always (they held it in 0 to 8 % of simulations of 240 to 4,000 samples, not in 95 %), so they
+#: have none. For a test see `swap_p`.
+BINNED = frozenset({"ece_mass", "ece_width", "over_confidence", "under_confidence", "ece_calibrated"})
 
 
 class Scorer:
@@ -72,6 +80,8 @@ class Scorer:
         self._equal = _ends(self._sure)
         clipped = np.clip(self._sure, np.finfo(float).eps, 1 - np.finfo(float).eps)
         self._brier = (self._sure - self._right) ** 2
+        # of a calibrated model the summed gap of a bin has this variance, and the mean size of a normal with it
+        self._variance = self._sure * (1 - self._sure)
         self._nll = -np.log(np.where(self._right > 0, clipped, 1 - clipped))
 
     def scores(self, weights: Floats) -> dict[str, Floats]:
@@ -91,16 +101,26 @@ class Scorer:
             found = {
                 "accuracy": w @ self._right / total,
                 "confidence": w @ self._sure / total,
+                "gap": w @ (self._sure - self._right) / total,
                 "ece_mass": np.abs(gaps).sum(axis=1) / total,
                 "ece_width": np.abs(_gaps(summed, self._width)).sum(axis=1) / total,
                 "over_confidence": np.maximum(gaps, 0.0).sum(axis=1) / total,
                 "under_confidence": np.maximum(-gaps, 0.0).sum(axis=1) / total,
+                "ece_calibrated": np.sqrt(2 / np.pi * _groups(np.cumsum(w * self._variance, axis=1), self._mass)).sum(
+                    axis=1
+                )
+                / total,
                 "brier": w @ self._brier / total,
                 "nll": w @ self._nll / total,
                 "auroc": _auroc(hits, size - hits),
                 **_selective(size, size - hits),
             }
         return {name: np.asarray(found[name], dtype=float) for name in SCORES}
+
+
+def replicates_for(n: int) -> int:
+    """1,000 for up to 20,000 samples; fewer for more, but at least 200, whose ends are good to a tenth of the width."""
+    return max(LEAST_REPLICATES, min(MOST_REPLICATES, _WORK // max(n, 1)))
 
 
 def _ends(values: NDArray[np.generic]) -> NDArray[np.intp]:
@@ -160,7 +180,8 @@ class ScoreDifference:
 
     Attributes:
         name: one of `SCORES`. baseline, run: its values.
-        difference: run minus baseline, with the ends of its 95 % interval.
+        difference: run minus baseline, with the ends of its 95 % interval; nan for `BINNED`.
+        p: that the runs are exchangeable, see `swap_p`.
     """
 
     name: str
@@ -169,6 +190,7 @@ class ScoreDifference:
     difference: float
     low: float
     high: float
+    p: float = nan
 
 
 def score_differences(
@@ -176,7 +198,7 @@ def score_differences(
     run: tuple[ArrayLike, ArrayLike],
     clusters: ArrayLike | None = None,
     *,
-    replicates: int = REPLICATES,
+    replicates: int | None = None,
     level: float = 0.95,
     seed: int = SEED,
 ) -> list[ScoreDifference]:
@@ -184,18 +206,19 @@ def score_differences(
 
     Both runs are drawn together, cluster by cluster, which is what makes the interval of a difference narrow. Bins are
     those of the data, not of the replicate. Intervals are nan with fewer than two clusters, and where all replicates
-    agree: nothing then shows how far the value could be off.
+    agree: nothing then shows how far the value could be off. `BINNED` numbers have a p alone.
 
     Args:
         baseline, run: confidence (n,), all known, and correct (n,), of the same samples.
         clusters: (n,) number of each sample's cluster, from 0; each sample its own if None.
-        replicates, level, seed: of the bootstrap.
+        replicates, level, seed: of bootstrap and test; `replicates_for` so many samples if None.
 
     Raises ValueError for lengths that differ and for confidences outside [0, 1].
     """
     import numpy as np
 
     n = len(np.asarray(baseline[0]))
+    replicates = replicates_for(n) if replicates is None else replicates
     if {len(np.asarray(part)) for part in (*baseline, *run)} != {n}:
         raise ValueError("confidences and verdicts of both runs: not one of each per sample")
     scorers = Scorer(*baseline), Scorer(*run)
@@ -206,12 +229,62 @@ def score_differences(
         before, after = (scorer.scores(weights) for scorer in scorers)
         for name in SCORES:
             drawn[name].append(after[name] - before[name])
+    tests = swap_p(baseline, run, clusters, replicates=replicates, seed=seed)
     found = []
     for name in SCORES:
         one, other = values[0][name], values[1][name]
-        ends = percentiles(np.concatenate(drawn[name]) if drawn[name] else np.empty(0), level)
-        found.append(ScoreDifference(name, one, other, other - one, *ends))
+        known = drawn[name] and name not in BINNED
+        ends = percentiles(np.concatenate(drawn[name]) if known else np.empty(0), level)
+        found.append(ScoreDifference(name, one, other, other - one, *ends, p=tests[name]))
     return found
+
+
+def swap_p(
+    baseline: tuple[ArrayLike, ArrayLike],
+    run: tuple[ArrayLike, ArrayLike],
+    clusters: ArrayLike | None = None,
+    *,
+    replicates: int | None = None,
+    seed: int = SEED,
+) -> dict[str, float]:
+    """Two-sided p of each of `SCORES`: how often a difference as large comes about if the runs are exchangeable.
+
+    A paired permutation test: in each replicate, each cluster's answers change places between the runs with a chance of
+    one half (Good, Permutation Tests, 2000). It holds for binned numbers, too, whose bias is the same on both sides;
+    bins are those of both runs together. The least p is 1 / (replicates + 1). nan where a number is not defined, and
+    with fewer than two clusters.
+    """
+    import numpy as np
+
+    sure, right = (np.concatenate([np.asarray(baseline[i]), np.asarray(run[i])]) for i in (0, 1))
+    n = len(sure) // 2
+    codes = np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    count = int(codes.max()) + 1 if n else 0
+    if count < 2:
+        return dict.fromkeys(SCORES, nan)
+    scorer, rng = Scorer(sure, right), np.random.default_rng(seed)
+    replicates = replicates_for(n) if replicates is None else replicates
+    step = max(1, _BLOCK // (2 * n))
+    found: dict[str, list[Floats]] = {name: [] for name in SCORES}
+    # the first is the data themselves
+    for start in range(0, replicates + 1, step):
+        swapped = rng.random((min(step, replicates + 1 - start), count)) < 0.5
+        if not start:
+            swapped[0] = False
+        moved = swapped[:, codes].astype(float)
+        after = scorer.scores(np.concatenate([moved, 1 - moved], axis=1))
+        before = scorer.scores(np.concatenate([1 - moved, moved], axis=1))
+        for name in SCORES:
+            found[name].append(np.abs(after[name] - before[name]))
+    return {name: _share_as_large(np.concatenate(sizes)) for name, sizes in found.items()}
+
+
+def _share_as_large(sizes: Floats) -> float:
+    """Share of all that are at least the first, which counts itself; nan if that is not finite."""
+    import numpy as np
+
+    known = sizes[np.isfinite(sizes)]
+    return float((known >= sizes[0] - 1e-12).mean()) if np.isfinite(sizes[0]) else nan
 
 
 def flip_auroc(
@@ -219,7 +292,7 @@ def flip_auroc(
     flipped: ArrayLike,
     clusters: ArrayLike | None = None,
     *,
-    replicates: int = REPLICATES,
+    replicates: int | None = None,
     level: float = 0.95,
     seed: int = SEED,
 ) -> Rate:
@@ -237,6 +310,7 @@ def flip_auroc(
 
     if not len(numbers):
         return NO_RATE
+    replicates = replicates_for(len(numbers)) if replicates is None else replicates
     drawn = [area(weights) for weights in drawn_weights(len(numbers), clusters, replicates, seed)]
     low, high = percentiles(np.concatenate(drawn or [np.empty(0)]), level)
     return Rate(float(area(np.ones((1, len(numbers))))[0]), low, high)

@@ -10,17 +10,18 @@ from ..compared import Comparison, RunComparison
 from ..divergence import Rate
 from ..reliability import ConfidenceComparison, Margins, TaskReliability, plain
 from ..reliability_flips import FlipRegression
-from ..reliability_scores import REPLICATES, SCORES, SEED, ScoreDifference
+from ..reliability_scores import SCORES, SEED, ScoreDifference
 from .sections import Grid
 from .values import NOTHING, p_value, percent, rate
 
 #: Shown in percent; the others as numbers.
 _SHARES = {
-    "accuracy", "confidence", "ece_mass", "ece_width", "over_confidence", "under_confidence", "selective_accuracy",
+    "accuracy", "confidence", "gap", "ece_mass", "ece_width", "over_confidence", "under_confidence", "ece_calibrated",
+    "selective_accuracy",
 }  # fmt: skip
 CSV_COLUMNS = (
     "run", "task", "confidence", "n", "clusters", "metric", "baseline", "value", "difference", "difference_low",
-    "difference_high",
+    "difference_high", "p",
 )  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def to_csv(comparison: Comparison) -> str:
         for task in run.reliability:
             for one in task.confidences:
                 for score in one.scores:
-                    values = (score.baseline, score.run, score.difference, score.low, score.high)
+                    values = (score.baseline, score.run, score.difference, score.low, score.high, score.p)
                     writer.writerow([run.label, task.task, one.kind, one.n, one.clusters, score.name, *plain(values)])
     return out.getvalue()
 
@@ -118,12 +119,13 @@ def _scores(task: str, one: ConfidenceComparison) -> Grid:
     for score in one.scores:
         kind = score.name in _SHARES
         values = [_value(value, kind) for value in (score.baseline, score.run)]
-        cells.append([SCORES[score.name], *values, _difference(score, kind)])
+        p = NOTHING if score.name == "ece_calibrated" else p_value(score.p)
+        cells.append([SCORES[score.name], *values, _difference(score, kind), p])
     title = (
-        f"Reliability of {one.kind} confidence, {task}: n {one.n}; intervals of {REPLICATES:,} bootstrap replicates "
-        f"over {one.clusters} {'samples' if one.clusters == one.n else 'clusters'} (seed {SEED}); shares in percent"
+        f"Reliability of {one.kind} confidence, {task}: n {one.n}; intervals of {one.replicates:,} bootstrap "
+        f"replicates over {one.clusters} {'samples' if one.clusters == one.n else 'clusters'} (seed {SEED}); shares in percent"
     )
-    return title, ["", "baseline", "run", "difference"], cells, 1
+    return title, ["", "baseline", "run", "difference", "p"], cells, 1
 
 
 def _difference(score: ScoreDifference, kind: bool) -> str:
