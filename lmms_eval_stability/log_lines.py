@@ -15,6 +15,8 @@ from .harness_logs import HarnessLog, converted
 #: One line of a samples file.
 Row = dict[str, Any]
 _BOM = b"\xef\xbb\xbf"
+#: Levels of lists and dicts in what is walked through level by level: more than any run has, far fewer than Python can.
+DEEPEST = 100
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, Any]]:
@@ -51,6 +53,21 @@ def python_json(raw: bytes) -> Any:
         # a lone surrogate, escaped or as bytes, cannot be written to any file later on: replace it now
         parsed = json.loads(json.dumps(parsed, ensure_ascii=False).encode("utf-8", "replace"))
     return parsed
+
+
+def is_deep(value: Any) -> bool:
+    """Whether lists and dicts are nested beyond `DEEPEST` levels."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            item
+            for one in level
+            if isinstance(one, (list, dict))
+            for item in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _slow_parse(line: bytes) -> Row | str:

@@ -18,7 +18,7 @@ import orjson
 from .errors import RunFormatError, RunNotFoundError
 from .harness_logs import SAMPLES as HARNESS_SAMPLES
 from .harness_logs import task_files
-from .log_lines import logged_lines, python_json
+from .log_lines import is_deep, logged_lines, python_json
 from .samples import Labeller, SampleTable, as_number, read_samples, results_name, samples_name
 from .verdicts import Adapter, adapter_for
 
@@ -170,6 +170,8 @@ def load_run(path: str | Path, broken_results: bool = False) -> Run:
 
 def _files_of(task: str, file: Path) -> dict[str, Path]:
     """The samples file by task; one of lm-evaluation-harness with several filters is a task for each."""
+    if not file.is_file():  # reading a pipe would wait for ever, and a device never end
+        raise RunFormatError(f"{file}: not a file, or a link that leads to none; remove it or put the log in its place")
     return task_files(task, file, logged_lines(file)) if HARNESS_SAMPLES.match(file.name) else {task: file}
 
 
@@ -263,7 +265,7 @@ def _facts(line: bytes) -> dict[str, Any]:
         facts = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))["token_counts"][0]["run"]
     except (ValueError, LookupError, TypeError):
         return {}  # whatever is wrong with this line is found, and named, when the file is read
-    return facts if isinstance(facts, dict) else {}
+    return facts if isinstance(facts, dict) and not is_deep(facts) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -279,6 +281,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise RunFormatError(f"{path}: not a results JSON ({error}); was the run interrupted?") from error
     if not isinstance(parsed, dict):
         raise RunFormatError(f"{path}: not a results JSON (no object at its top)")
+    if is_deep(parsed):
+        raise RunFormatError(f"{path}: not a results JSON (nested too deeply)")
     return parsed
 
 

@@ -18,7 +18,7 @@ from .cost import TokenTotals
 from .errors import RunFormatError
 from .harness_logs import RESULTS as HARNESS_RESULTS
 from .harness_logs import SAMPLES as HARNESS_SAMPLES
-from .log_lines import Row, rows_of
+from .log_lines import Row, is_deep, rows_of
 from .problems import EXAMPLES
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ RESERVED = frozenset(
     {"doc_id", "target", "filtered_resps", "resps", "token_counts", "doc_hash", "input", "input_media", "submission"}
 )
 _REQUIRED = ("doc_id", "target", "input", "filtered_resps")
+_TOO_DEEP = "nested too deeply"
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,19 @@ class _Columns:
             score = score_of(row, self.metric, self._adapter)
         prediction = None if self._logged is None else self._logged(row)
         extra = None if self._extra is None else self._extra(row)
+        labels = None if self._labeller is None else self._labeller(row)
+        counts = row.get("token_counts")
+        measured = counts[0] if type(counts) is list and counts and type(counts[0]) is dict else {}
+        error = as_text(measured["error"]) if measured.get("error") else None
+        if "run" in measured and is_deep(measured["run"]):
+            raise ValueError(_TOO_DEEP)
+        kind = TEXT
         if type(response) is not str:
             response, kind = answer_of(response)
-            self.n_choices += kind == CHOICE
-            if kind == LIST and prediction is None:
-                self.first_list = self.first_list or number
+        # from here on nothing is raised: a line is in all columns or in none
+        self.n_choices += kind == CHOICE
+        if kind == LIST and prediction is None:
+            self.first_list = self.first_list or number
         intern = self._intern
         self.doc_id.append(doc_id)
         self.line.append(number)
@@ -133,11 +142,12 @@ class _Columns:
         self.input.append(intern(prompt, prompt))
         self.response.append(intern(response, response))
         self.prediction.append(prediction if prediction is None else intern(prediction, prediction))
+        self.error.append(error)
         if self._extra is not None:
             self.extra.append(extra)
-        if self._labeller is not None:
-            self._label(self._labeller(row))
-        self._measure(row.get("token_counts"))
+        if labels is not None:
+            self._label(labels)
+        self._measure(measured, len(counts) if measured else 0)
 
     def _label(self, found: Mapping[str, str]) -> None:
         for name in found:
@@ -147,21 +157,19 @@ class _Columns:
             category = found.get(name)
             column.append(category if category is None else self._categories.setdefault(category, category))
 
-    def _measure(self, counts: Any) -> None:
+    def _measure(self, measured: Row, requests: int) -> None:
         """The first request's measurements; models that log none write `[null]`, `[]`, other keys or nothing."""
-        fingerprint = error = None
-        if type(counts) is list and counts and type(counts[0]) is dict:
-            measured = counts[0]
-            self.n_measured += bool(measured)
+        fingerprint = None
+        if measured:
+            self.n_measured += 1
             self.totals.add(measured)
             # of several requests, the choices of a question, none is the answer
-            if self.logprobs is not None and len(counts) == 1:
+            if self.logprobs is not None and requests == 1:
                 self.logprobs.add(self.doc_id[-1], measured)
-            fingerprint, error = measured.get("input_fingerprint"), measured.get("error")
+            fingerprint = measured.get("input_fingerprint")
             if not self.facts and isinstance(measured.get("run"), dict):
                 self.facts = measured["run"]
         self.fingerprint.append(self._intern(fingerprint, fingerprint) if type(fingerprint) is str else None)
-        self.error.append(as_text(error) if error else None)
 
     def label_frame(self) -> pd.DataFrame | None:
         """The labels by document; of several lines of a document the first counts, as in pairing."""
@@ -364,8 +372,13 @@ def _loss(value: Any) -> float:
 
 
 def as_text(value: Any) -> str:
-    """A logged value as text: a str as it is, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    """A logged value as text: a str as it is, anything else as JSON. Raises ValueError for thousands of levels."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
 
 
 _SAMPLES = re.compile(r"^(?P<run_id>.+?)_samples_(?P<task>.+)\.jsonl$")

@@ -58,9 +58,12 @@ def read_details(path: Path, task: str, wanted: Collection[int], geometry: Geome
         doc_id = None if isinstance(row, str) else row.get("doc_id")
         if type(doc_id) is not int or doc_id in seen:
             continue
-        seen.add(doc_id)
         if doc_id in wanted:
-            found.samples[doc_id] = _sample(task, row)
+            try:
+                found.samples[doc_id] = _sample(task, row)
+            except ValueError:  # no sample record for the comparison, either
+                continue
+        seen.add(doc_id)
         counts = row.get("token_counts")
         if type(counts) is list and counts and type(counts[0]) is dict:
             _measured(found, doc_id, counts[0], geometry)
