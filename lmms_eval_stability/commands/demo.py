@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,16 +10,14 @@ import click
 
 #: What a run of the demo needs beside this package's own dependencies, and the extra that installs it.
 _NEEDS = {
-    "llava_int8": ("bitsandbytes", "int8"),
-    "llava_nf4": ("bitsandbytes", "int8"),
-    "llava_gptq": ("compressed_tensors", "compressed"),
-    "llava_awq": ("compressed_tensors", "compressed"),
+    "int8": ("bitsandbytes", "int8"),
+    "nf4": ("bitsandbytes", "int8"),
+    "gptq": ("compressed_tensors", "compressed"),
+    "awq": ("compressed_tensors", "compressed"),
 }
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from ..study.legacy import Study, StudyRun
+    from ..study import Study
 
 
 @click.command(epilog="\b\nExample:\n  lmms-eval-stability demo -o demo-runs\n")
@@ -41,74 +37,29 @@ def demo(output: Path, limit: int | None) -> None:
     A small LLaVA that was really trained answers questions about drawn scenes: as it is, once more, with each
     token-reduction method, and quantised. Needs no GPU, no network and no token, and takes minutes.
     """
-    from dataclasses import replace
-
-    from ..comparison import compare_runs
-    from ..report.folder import ReportFolder
-    from ..report.terminal import print_comparison
-    from ..study.legacy import BASELINE, RERUN, demo_config, load_study, run_study
+    from ..study import demo_config, load_study, plan_study
+    from ..study.folder import clear, open_folder
+    from .study import run_and_compare
 
     study = _runnable(load_study(demo_config()))
     if limit is not None:
-        study = replace(study, limit=limit)
-    with _progress(study) as on_start:
-        run_study(study, output, on_start)
-    report = output / "report"
-    with ReportFolder(report, page=True, images="dataset") as folder:
-        comparison = compare_runs(
-            output / BASELINE,
-            [output / run.name for run in study.runs],
-            rerun=output / RERUN if study.rerun else None,
-            # An exception would have stopped the run, so an empty answer is one that the model gave.
-            accept=["empty"],
-            on_pairs=folder.add_pairs,
-        )
-        written = folder.finish(comparison)
-    click.echo()
-    print_comparison(comparison, sys.stdout)
-    click.echo(f"\nreport: {', '.join(str(path) for path in written)}")
+        study = study.model_copy(update={"limit": limit})
+    open_folder(output, study.name)
+    clear(output)
+    if code := run_and_compare(plan_study(study), str(output), report=output / "report"):
+        click.get_current_context().exit(code)
 
 
 def _runnable(study: Study) -> Study:
     """Leave out the runs whose packages are not installed, and say which and how to have them."""
-    from dataclasses import replace
-
     missing: dict[str, list[str]] = {}
-    for run in study.runs:
-        package, extra = _NEEDS.get(run.model, ("", ""))
+    for label, run in study.methods.items():
+        package, extra = _NEEDS.get(run.method, ("", ""))
         if package and find_spec(package) is None:
-            missing.setdefault(extra, []).append(run.name)
+            missing.setdefault(extra, []).append(label)
     for extra, names in missing.items():
         click.echo(f"not run: {', '.join(names)}; to run them: pip install 'lmms-eval-stability[{extra}]'", err=True)
     left_out = {name for names in missing.values() for name in names}
-    return replace(study, runs=tuple(run for run in study.runs if run.name not in left_out))
-
-
-@contextmanager
-def _progress(study: Study) -> Iterator[Callable[[StudyRun], None]]:
-    """Show which run is under way: a live bar in a terminal, one line per run elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+    return study.model_copy(
+        update={"methods": {label: run for label, run in study.methods.items() if label not in left_out}}
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("starting", total=len(study.all_runs))
-        started: list[StudyRun] = []
-
-        def on_start(run: StudyRun) -> None:
-            arguments = ",".join(f"{name}={value}" for name, value in run.model_args.items())
-            line = f"{run.name}: lmms-eval --model {run.model} --model_args {arguments}"
-            progress.update(bar, completed=len(started), description=line)
-            started.append(run)
-            if not console.is_terminal:
-                click.echo(f"[{len(started)}/{len(study.all_runs)}] {line}", err=True)
-
-        yield on_start
-        progress.update(bar, completed=len(study.all_runs), description="compared below")

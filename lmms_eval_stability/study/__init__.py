@@ -7,8 +7,18 @@
 and tasks by name; it imports neither torch nor lmms_eval, which run in processes of their own.
 """
 
-from .errors import StudyConfigError, StudyRunError
+from .configs import demo_config
+from .errors import StudyConfigError
 from .plan import Cell, Plan, plan_study
 from .schema import Study, json_schema, load_study
 
-__all__ = ["Cell", "Plan", "Study", "StudyConfigError", "StudyRunError", "json_schema", "load_study", "plan_study"]
+__all__ = [
+    "Cell",
+    "Plan",
+    "Study",
+    "StudyConfigError",
+    "demo_config",
+    "json_schema",
+    "load_study",
+    "plan_study",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
 import os
@@ -11,27 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Arguments of every model of this package with the type that YAML has to give (a test compares the names with the
-#: class, which would import torch).
-MODEL_ARGUMENTS: Mapping[str, tuple[type, ...]] = {
-    "pretrained": (str,),
-    "revision": (str,),
-    "dtype": (str,),
-    "device": (str,),
-    "device_map": (str,),
-    "attn_implementation": (str,),
-    "use_cache": (bool,),
-    "max_new_tokens": (int,),
-    "min_pixels": (int,),
-    "max_pixels": (int,),
-    "trust_remote_code": (bool,),
-    "use_safetensors": (bool,),
-    "on_error": (str,),
-    "workers": (int,),
-    "quantization": (str,),
-    "quantize_vision": (bool,),
-}
+import yaml
 
+#: Of lmms-eval's command line, not of --model_args.
+_NO_MODEL_ARGUMENTS = ("self", "batch_size", "max_batch_size")
+_KINDS: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 #: Methods that load a checkpoint which was quantised before: the base's own will not do.
 NEEDS_CHECKPOINT = ("gptq", "awq")
 #: Methods of some families only, and why.
@@ -67,6 +52,24 @@ def method_arguments(method: str, quantization: Any = None) -> dict[str, tuple[t
     return {name: _types(value) for name, value in defaults.items()}
 
 
+@functools.lru_cache(maxsize=1)
+def model_arguments() -> dict[str, tuple[type, ...]]:
+    """Arguments of every model of this package with their types, from the source of its class: no import of torch."""
+    spec = importlib.util.find_spec("lmms_eval_stability.model_wrappers.wrapper")
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    model = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "AcceleratedVLM")
+    init = next(node for node in model.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    found = {}
+    for argument in (*init.args.args, *init.args.kwonlyargs):
+        if argument.arg not in _NO_MODEL_ARGUMENTS:
+            names = ast.unparse(argument.annotation).split(" | ") if argument.annotation else []
+            kinds = [_KINDS.get(name, (object,)) for name in names if name != "None"] or [(object,)]
+            found[argument.arg] = tuple(dict.fromkeys(kind for kind_list in kinds for kind in kind_list))
+    return found
+
+
 def schemes() -> tuple[str, ...]:
     """Values of `quantization`."""
     from lmms_eval_stability.model_wrappers.registry import SCHEMES
@@ -92,8 +95,14 @@ class TaskNames:
     groups: Mapping[str, tuple[str, ...]]
 
 
-_NAME = re.compile(r"""^["']?(task|group|tag|class)["']?[ \t]*:[ \t]*["']?([^\s"'#\[\]{}&*!|>,]*)""", re.MULTILINE)
-_ITEM = re.compile(r"""^[ \t]*-[ \t]+(?:task:[ \t]*)?["']?([^\s"'#:{}\[\]]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
+_NAME = re.compile(r"""^["']?(task|group|tag)["']?[ \t]*:[ \t]*["']?([\w.+-]*)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Reads any YAML tag, such as lmms-eval's `!function`, as nothing."""
+
+
+_Loader.add_multi_constructor("", lambda *_: None)
 
 
 @functools.lru_cache(maxsize=4)
@@ -109,7 +118,7 @@ def task_names(include_path: str | None = None) -> TaskNames:
             inner[:] = [name for name in inner if name not in ("__pycache__", ".ipynb_checkpoints")]
             for name in files:
                 if name.endswith(".yaml"):
-                    _index((Path(root) / name).read_text(encoding="utf-8", errors="replace"), tasks, groups)
+                    _index(_keys(Path(root) / name), tasks, groups)
     return TaskNames(frozenset(tasks), {name: tuple(sorted(found)) for name, found in groups.items()})
 
 
@@ -121,15 +130,35 @@ def _folders(include_path: str | None) -> list[Path]:
     return [*own, task_dir(), *([Path(include_path)] if include_path else [])]
 
 
-def _index(text: str, tasks: set[str], groups: dict[str, set[str]]) -> None:
-    keys: dict[str, str] = {}
-    for key, value in _NAME.findall(text):
-        keys.setdefault(key, value)
-    if keys.get("task"):
-        tasks.add(keys["task"])
-        for label in ("tag", "group"):
-            if keys.get(label):
-                groups.setdefault(keys[label], set()).add(keys["task"])
-    elif "task" in keys and keys.get("group"):
-        listed = text[re.search(r"^[\"']?task", text, re.MULTILINE).end() :]  # type: ignore[union-attr]
-        groups.setdefault(keys["group"], set()).update(_ITEM.findall(listed))
+def _index(keys: Mapping[str, Any], tasks: set[str], groups: dict[str, set[str]]) -> None:
+    task = keys.get("task")
+    if isinstance(task, str):
+        tasks.add(task)
+    for label in (*_names(keys.get("tag")), *_names(keys.get("group"))):
+        groups.setdefault(label, set()).update(_names(task))
+
+
+def _keys(path: Path, depth: int = 3) -> dict[str, Any]:
+    """What a YAML says of the names: from its lines where each is one word, else from the parsed YAML."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    found = dict(_NAME.findall(text))
+    if found.get("task") and all(found.values()):
+        return found
+    try:
+        parsed = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return {}
+    keys = parsed if isinstance(parsed, dict) else {}
+    if "task" not in keys and isinstance(keys.get("include"), str) and depth:
+        return {**_keys(path.parent / keys["include"], depth - 1), **keys}
+    return keys
+
+
+def _names(value: Any) -> list[str]:
+    """A name, or a list of names and of mappings with a `task`."""
+    entries = value if isinstance(value, list) else [value]
+    named = (entry.get("task") if isinstance(entry, dict) else entry for entry in entries)
+    return [name for name in named if isinstance(name, str) and name]

@@ -121,7 +121,7 @@ def _arguments(study: Study) -> Iterator[Mistake]:
 
 
 def _values(place: Location, arguments: dict[str, Any], method: str, quantization: Any) -> Iterator[Mistake]:
-    takes = {**catalog.MODEL_ARGUMENTS, **catalog.method_arguments(method, quantization)}
+    takes = {**catalog.model_arguments(), **catalog.method_arguments(method, quantization)}
     for name, value in arguments.items():
         if name == "batch_size":
             continue
@@ -130,7 +130,7 @@ def _values(place: Location, arguments: dict[str, Any], method: str, quantizatio
             whose = f"method '{method}' takes {', '.join(own)}" if own else f"method '{method}' takes none of its own"
             yield (
                 (*place, name),
-                f"unknown argument '{name}'; {whose}; every model takes {', '.join(catalog.MODEL_ARGUMENTS)}",
+                f"unknown argument '{name}'; {whose}; every model takes {', '.join(catalog.model_arguments())}",
             )
         elif value is not None and not _is(value, takes[name]):
             kinds = " or ".join(kind.__name__ for kind in takes[name])
@@ -143,7 +143,7 @@ def _values(place: Location, arguments: dict[str, Any], method: str, quantizatio
 
 
 def _is(value: Any, kinds: tuple[type, ...]) -> bool:
-    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    return isinstance(value, kinds) and (bool in kinds or object in kinds or not isinstance(value, bool))
 
 
 def _method(study: Study, label: str, method: MethodSpec) -> Iterator[Mistake]:

@@ -9,9 +9,5 @@ class StudyConfigError(StabilityError):
     """The YAML of a study says something that cannot be run, or its folder holds other things."""
 
 
-class StudyRunError(StabilityError):
-    """Runs of a study are not complete."""
-
-
 class IncompleteLogError(StabilityError):
     """The logs of one lmms-eval process are not those of a complete run."""

@@ -56,7 +56,7 @@ def _mark(state: CellState | None) -> str:
         return f"done ({state.documents:,})"
     samples = "?" if state.cell.samples is None else f"{state.cell.samples:,}"
     done = f"{state.documents:,} of " if state.done else ""
-    split = f", {len(state.left)} shards" if len(state.left) > 1 or state.done else ""
+    split = f", {_number(len(state.left), 'shard')}" if len(state.left) > 1 or state.done else ""
     return f"{done}{samples}{split}"
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import fsspec
 from fsspec.core import url_to_fs
 
+from ..errors import OutputError
+
 SAMPLES, RESULTS, LOG, DONE = "samples.jsonl", "results.json", "lmms_eval.log", "done.json"
 
 
@@ -112,6 +114,19 @@ class Store:
         files.makedirs(f"{root}/failed", exist_ok=True)
         files.put_file(str(log), f"{root}/failed/{name}.log")
         return f"{root}/failed/{name}.log"
+
+    def put_folders(self, folder: Path, names: Iterable[str]) -> None:
+        """Copy folders beside the shards, where the store is not in `folder` itself."""
+        files, root = self._files
+        for name in names:
+            if "://" not in self.url or not (folder / name).is_dir():
+                continue
+            try:
+                if files.exists(f"{root}/{name}"):
+                    files.rm(f"{root}/{name}", recursive=True)
+                files.put(str(folder / name), f"{root}/{name}", recursive=True)
+            except OSError as error:
+                raise OutputError(f"{self.url}/{name}: cannot be written: {error}") from error
 
     def read(self, shard: Finished, name: str) -> bytes:
         """One file of a shard."""

@@ -13,7 +13,7 @@ import pytest
 
 from lmms_eval_stability.commands import demo as command
 from lmms_eval_stability.demo import MODEL_DIR, SHORT_NAMES, model_path
-from lmms_eval_stability.study.legacy import demo_config, load_study
+from lmms_eval_stability.study import demo_config, load_study
 
 QUANTIZED = [name for name in SHORT_NAMES if name != "demo"]
 
@@ -57,7 +57,7 @@ def test_runs_of_the_demo_whose_packages_are_missing_are_named(
     monkeypatch.setattr(command, "find_spec", lambda name: None if name == "compressed_tensors" else object())
     with click.Context(command.demo):
         rest = command._runnable(study)
-    assert [run.name for run in study.runs if run not in rest.runs] == ["gptq", "awq"]
+    assert [label for label in study.methods if label not in rest.methods] == ["gptq", "awq"]
     said = capsys.readouterr().err
     assert "not run: gptq, awq" in said
     assert "pip install 'lmms-eval-stability[compressed]'" in said

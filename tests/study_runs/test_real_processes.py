@@ -1,0 +1,90 @@
+"""A study of real lmms-eval processes on the embedded model: in shards, one of them killed, against one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmms_eval_stability.runs import load_run
+from lmms_eval_stability.study.store import Store
+
+STUDY = """
+name: real
+tasks: [{task: shapes_vqa, samples: 2000}]
+limit: 8
+bases: {demo: {family: llava, model_args: {pretrained: demo}}}
+methods:
+  whole: {method: fastv, model_args: {k: 3, r: 0.5}}
+engine: {workers: 2}
+offline: true
+compare: {accept: [empty]}
+"""
+#: Measured, and so not the same twice.
+TIMES = ("token_counts",)
+
+
+def study(folder: Path, text: str, kill_first: bool = False) -> subprocess.CompletedProcess[str]:
+    path = folder / "study.yaml"
+    path.write_text(text)
+    command = [sys.executable, "-m", "lmms_eval_stability.cli", "study", str(path), "-o", str(folder / "out")]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if kill_first:
+        threading.Thread(target=kill_a_child, args=(running.pid,), daemon=True).start()
+    out, err = running.communicate(timeout=400)
+    return subprocess.CompletedProcess(command, running.returncode, out, err)
+
+
+def kill_a_child(parent: int) -> None:
+    """Send SIGKILL to the first lmms-eval process of a study."""
+    while True:
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                owner = int(path.read_text().rpartition(")")[2].split()[1])
+                command = (path.parent / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if owner == parent and b"lmms_eval" in command and b"-c" not in command:
+                os.kill(int(path.parent.name), signal.SIGKILL)
+                return
+        time.sleep(0.05)
+
+
+def rows(folder: Path, run: str) -> list[dict[str, Any]]:
+    path = load_run(folder / "out" / "runs" / "demo" / run).sample_files["shapes_vqa"]
+    logged = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in logged:
+        counts = row["token_counts"][0]
+        row["measured"] = {key: counts[key] for key in ("output_tokens", "input_sha") if key in counts}
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in logged]
+
+
+def test_shards_and_a_killed_process_give_the_rows_of_one_process(tmp_path: Path) -> None:
+    one, parts = tmp_path / "one", tmp_path / "parts"
+    one.mkdir()
+    parts.mkdir()
+    whole = study(one, STUDY)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert "llava_fastv (k=3, r=0.5) against llava_baseline" in whole.stdout
+    text = STUDY.replace("samples: 2000}", "samples: 2000, shard: 4}").replace("workers: 2", "workers: 2, retries: 2")
+    sharded = study(parts, text, kill_first=True)
+    assert sharded.returncode == 0, sharded.stdout + sharded.stderr
+    assert "killed by SIGKILL; lmms-eval wrote no results" in sharded.stderr
+    assert "attempt 2: " in sharded.stderr
+    for run in ("baseline", "whole"):
+        assert [row["doc_id"] for row in rows(parts, run)] == list(range(8))
+        assert rows(parts, run) == rows(one, run)
+        native = [load_run(f / "out" / "runs" / "demo" / run).task("shapes_vqa").native for f in (one, parts)]
+        assert native[0]["exact_match"] == pytest.approx(native[1]["exact_match"])
+    shards = [shard for found in Store(str(parts / "out")).finished().values() for shard in found]
+    assert sorted((shard.span.first, shard.stop) for shard in shards) == [(0, 4), (0, 4), (4, 8), (4, 8)]
+    assert all(shard.total == 2000 for shard in shards)
+    assert all(shard.startup is not None and 0 < shard.startup < shard.seconds for shard in shards)
