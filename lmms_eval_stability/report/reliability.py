@@ -121,9 +121,10 @@ def _scores(task: str, one: ConfidenceComparison) -> Grid:
         values = [_value(value, kind) for value in (score.baseline, score.run)]
         p = NOTHING if score.name == "ece_calibrated" else p_value(score.p)
         cells.append([SCORES[score.name], *values, _difference(score, kind), p])
+    drawn = "samples" if one.clusters == one.n else "clusters"
     title = (
         f"Reliability of {one.kind} confidence, {task}: n {one.n}; intervals of {one.replicates:,} bootstrap "
-        f"replicates over {one.clusters} {'samples' if one.clusters == one.n else 'clusters'} (seed {SEED}); shares in percent"
+        f"replicates over {one.clusters} {drawn} (seed {SEED}); shares in percent"
     )
     return title, ["", "baseline", "run", "difference", "p"], cells, 1
 

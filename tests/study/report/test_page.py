@@ -296,16 +296,41 @@ class TestFigureData:
         assert data.costs["ndr"].tolist() == pytest.approx([3 / 6, 2 / 6])
         assert study.pairs.tasks == ["gqa", "some_task"]
 
-    def test_overlap_and_membership_over_both_tasks(self, model: PageModel) -> None:
+    def test_overlap_and_membership_of_each_task(self, model: PageModel) -> None:
         assert model.data is not None
-        table = model.data.overlap.set_index(["method", "other"])
-        assert table.loc[("model_one", "model_two"), ["n", "n_method", "n_other", "both"]].tolist() == [5, 3, 3, 2]
-        counts = Counter(map(tuple, model.data.membership.to_numpy(dtype=bool).tolist()))
-        assert counts == {(True, True): 2, (True, False): 1, (False, True): 1, (False, False): 3}
+        expected = {"gqa": [4, 3, 2, 2], "some_task": [1, 0, 1, 0]}
+        assert list(model.data.overlap) == list(expected)
+        for task, numbers in expected.items():
+            table = model.data.overlap[task].set_index(["method", "other"])
+            assert table.loc[("model_one", "model_two"), ["n", "n_method", "n_other", "both"]].tolist() == numbers
+        counts = {
+            task: Counter(map(tuple, table.to_numpy(dtype=bool).tolist()))
+            for task, table in model.data.membership.items()
+        }
+        assert counts == {
+            "gqa": {(True, True): 2, (True, False): 1, (False, False): 3},
+            "some_task": {(False, True): 1},
+        }
         assert model.data.left_out == 0
+
+    def test_a_task_of_one_run_has_no_overlap(self, tmp_path: Path) -> None:
+        small_study(tmp_path)
+        (lacking,) = (tmp_path / "two").rglob("*_samples_some_task.jsonl")
+        lacking.unlink()
+        found = compared(*(tmp_path / name for name in ("base", "one", "two")), accept=["task"])
+        data = html_model(found.comparison, found.pairs).data
+        assert data is not None
+        assert list(data.overlap) == list(data.membership) == ["gqa"]
 
     def test_margins_of_samples_that_have_one(self, model: PageModel) -> None:
         assert model.data is not None
         table = model.data.margins["model_one"]
         assert table["n"].sum() == 6
         assert (table["n"] * table["rate"]).sum() == pytest.approx(4)
+
+
+def test_a_page_has_no_section_on_reliability_unless_asked(model: PageModel) -> None:
+    page = render(model)
+    assert 'id="reliability"' not in page
+    assert "#reliability" not in page
+    assert "{{" not in page[: page.index("<script")]
