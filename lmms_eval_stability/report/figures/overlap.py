@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from math import isnan
+from collections.abc import Mapping
+from math import ceil, isnan
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from .style import LIGHT, Theme, empty, finish, label, new_figure
@@ -10,9 +12,12 @@ from .style import LIGHT, Theme, empty, finish, label, new_figure
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+#: Inches of a figure with several matrices side by side, at most.
+_WIDTH = 14
 #: What a cell can show: column of `overlap.overlap_table`, words, whether it is a share.
 MEASURES = {
     "containment": ("share of the row's diverged samples that diverge in the column, too (%)", True),
@@ -27,28 +32,48 @@ def overlap_matrix(table: pd.DataFrame, measure: str = "containment") -> pd.Data
     return table.pivot(index="method", columns="other", values=measure).reindex(index=names, columns=names)
 
 
-def draw_overlap(table: pd.DataFrame, measure: str = "containment", theme: Theme = LIGHT) -> Figure:
-    """The matrix; each cell has the number and, below shares, the lift over chance (×1 is chance).
+def draw_overlap(
+    tables: pd.DataFrame | Mapping[str, pd.DataFrame], measure: str = "containment", theme: Theme = LIGHT
+) -> Figure:
+    """The matrix, one per task; each cell has the number and, below shares, the lift over chance (×1 is chance).
 
-    The diagonal has the size of each method's set. The paper does not state its formula: `measure` chooses.
+    The diagonal has the size of each method's set. The paper does not state its formula: `measure` chooses. Tasks are
+    not taken together: methods that both break one task more than another would seem to break the same samples.
 
     Args:
-        table: what `overlap.overlap_table` returns.
+        tables: what `overlap.overlap_table` returns, of one task or of each by name.
         measure: "containment" (not symmetric), "jaccard" or "lift".
     """
     if measure not in MEASURES:
         raise ValueError(f"measure {measure!r}: expected {', '.join(MEASURES)}")
     words, is_share = MEASURES[measure]
-    if table.empty:
+    named = dict(tables) if isinstance(tables, Mapping) else {"": tables}
+    drawn = {task: table for task, table in named.items() if len(table)}
+    if not drawn:
         return empty("overlap needs at least two methods", theme)
+    side = max(3.6, 0.5 * max(table["method"].nunique() for table in drawn.values()) + 1.6)
+    columns = min(len(drawn), max(1, int(_WIDTH // (side + 0.8))))
+    lines = ceil(len(drawn) / columns)
+    width = (side + 0.8) * columns
+    figure = new_figure(width, side * lines + 0.5)
+    title = words + ("\nbelow: times as many as by chance" if is_share else "")
+    figure.suptitle("\n".join(fill(line, int(12 * width)) for line in title.split("\n")), fontsize=9)
+    # one scale for all, so that panels compare at a glance
+    top = 100.0 if is_share else max(2.0, *(_largest(table[measure].to_numpy(dtype=float)) for table in drawn.values()))
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes in panels[len(drawn) :]:
+        axes.remove()
+    for axes, (task, table) in zip(panels, drawn.items(), strict=False):
+        _matrix(axes, task, table, measure, top, theme)
+    return finish(figure, theme)
+
+
+def _matrix(axes: Axes, task: str, table: pd.DataFrame, measure: str, top: float, theme: Theme) -> None:
+    is_share = MEASURES[measure][1]
     matrix, lifts = overlap_matrix(table, measure), overlap_matrix(table, "lift")
     names = list(matrix.index)
     sizes = table.drop_duplicates("method").set_index("method")["n_method"].to_dict()
-    side = max(3.6, 0.5 * len(names) + 1.6)
-    figure = new_figure(side + 1.4, side)
-    axes = figure.subplots()
     values: NDArray[np.float64] = matrix.to_numpy(dtype=float) * (100 if is_share else 1)
-    top = 100.0 if is_share else max(2.0, _largest(values))
     image = axes.imshow(values, cmap=theme.ramp, vmin=0, vmax=top)
     for i, row in enumerate(names):
         for j, column in enumerate(names):
@@ -65,8 +90,7 @@ def draw_overlap(table: pd.DataFrame, measure: str = "containment", theme: Theme
     axes.set_yticks([y - 0.5 for y in range(1, len(names))], minor=True)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(words + ("\nbelow: times as many as by chance" if is_share else ""), loc="left", fontsize=9)
-    return finish(figure, theme)
+    axes.set_title(label(task, 40), loc="left", fontsize=9)
 
 
 def _cell(value: float, lift: float, is_share: bool) -> str:

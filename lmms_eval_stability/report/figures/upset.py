@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .style import LIGHT, Theme, empty, finish, label, new_figure, plain_axes
@@ -32,34 +33,47 @@ def intersections(membership: pd.DataFrame) -> pd.DataFrame:
     return order.drop(columns="_degree").reset_index(drop=True)
 
 
-def draw_upset(membership: pd.DataFrame, most: int = 24, theme: Theme = LIGHT) -> Figure:
+def draw_upset(memberships: pd.DataFrame | Mapping[str, pd.DataFrame], most: int = 24, theme: Theme = LIGHT) -> Figure:
     """Bars of the `most` largest intersections, the methods that make each of them, and each method's own size.
 
-    What is not shown is counted above the bars.
+    What is not shown is counted above the bars. Several tasks are drawn one below the other, each by itself.
 
     Args:
-        membership: as for `intersections`.
-        most: number of bars.
+        memberships: as for `intersections`, of one task or of each by name.
+        most: number of bars of a task.
     """
-    if membership.empty or not membership.to_numpy(dtype=bool).any():
+    named = dict(memberships) if isinstance(memberships, Mapping) else {"": memberships}
+    drawn = {task: table for task, table in named.items() if not table.empty and table.to_numpy(dtype=bool).any()}
+    if not drawn:
         return empty("no sample diverges under any method", theme)
+    bars = max(min(most, len(intersections(table))) for table in drawn.values())
+    heights = [height for table in drawn.values() for height in (2.2, 0.27 * len(table.columns))]
+    figure = new_figure(max(6.4, 3.4 + 0.3 * bars), sum(heights) + 0.4 * len(drawn))
+    # one grid for all tasks: nested ones are laid out a hair differently from time to time
+    grid = figure.add_gridspec(2 * len(drawn), 2, width_ratios=[1, max(2.0, 0.16 * bars)], height_ratios=heights)
+    for i, (task, table) in enumerate(drawn.items()):
+        upper, lower, left = grid[2 * i, 1], grid[2 * i + 1, 1], grid[2 * i + 1, 0]
+        axes = tuple(figure.add_subplot(place) for place in (upper, lower, left))
+        _upset(axes, task, table, most, bars, theme)
+    return finish(figure, theme)
+
+
+def _upset(panels: tuple[Axes, ...], task: str, membership: pd.DataFrame, most: int, places: int, theme: Theme) -> None:
+    """One task in its three panels, with room for `places` bars as in the others."""
     table = intersections(membership)
     shown, rest = table.head(most), table.iloc[most:]
     methods = list(membership.columns)
     sizes = [int(membership[name].sum()) for name in methods]
-    figure = new_figure(max(6.4, 3.4 + 0.3 * len(shown)), 2.6 + 0.27 * len(methods))
-    grid = figure.add_gridspec(
-        2, 2, width_ratios=[1, max(2.0, 0.16 * len(shown))], height_ratios=[2.2, 0.27 * len(methods)]
-    )
-    bars, dots = figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1])
-    totals = figure.add_subplot(grid[1, 0])
+    bars, dots, totals = panels
+    bars.set_title(label(task, 40), loc="left", fontsize=9)
     _bars(bars, shown["size"].tolist(), theme)
     if len(rest):
         note = f"not shown: {len(rest)} more combinations with {int(rest['size'].sum())} samples"
         bars.set_title(note, loc="right", fontsize=8)
     _dots(dots, shown[methods].to_numpy(dtype=bool).tolist(), theme)
     _totals(totals, [label(name, 28) for name in methods], sizes, theme)
-    return finish(figure, theme)
+    for axes in (bars, dots):
+        axes.set_xlim(-0.6, places - 0.4)
 
 
 def _bars(axes: Axes, sizes: list[int], theme: Theme) -> None:

@@ -68,27 +68,13 @@ class PageCollector:
     def tasks(self) -> list[str]:
         return list(dict.fromkeys(part.task for part in self.parts))
 
-    def negative_sets(self) -> dict[str, DivergedSet]:
-        """The negatively diverged samples of each run, over all its tasks; samples are numbered anew across tasks."""
-        import numpy as np
-
-        pieces: dict[str, list[DivergedSet]] = {run: [] for run in self.runs}
-        offset = 0
-        for task in self.tasks:
-            parts = [part for part in self.parts if part.task == task]
-            known = np.unique(np.concatenate([part.doc_id for part in parts]))
-            for part in parts:
-                places = (offset + np.searchsorted(known, part.doc_id)).astype(np.int64)
-                pieces[part.run].append(DivergedSet(places, part.at_risk, part.flip == -1))
-            offset += len(known)
-        return {run: _joined(found) for run, found in pieces.items()}
-
-
-def _joined(pieces: list[DivergedSet]) -> DivergedSet:
-    import numpy as np
-
-    columns = ([getattr(piece, name) for piece in pieces] for name in ("doc_id", "at_risk", "diverged"))
-    return DivergedSet(*(np.concatenate(column) for column in columns))
+    def negative_sets(self, task: str) -> dict[str, DivergedSet]:
+        """The negatively diverged samples of one task, of each run that has it."""
+        return {
+            part.run: DivergedSet(part.doc_id, part.at_risk, part.flip == -1)
+            for part in self.parts
+            if part.task == task
+        }
 
 
 def membership(sets: dict[str, DivergedSet]) -> tuple[pd.DataFrame, int]:

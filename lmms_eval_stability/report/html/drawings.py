@@ -31,8 +31,9 @@ class FigureData:
 
     Attributes:
         records: `Comparison.table`.
-        overlap: `overlap.overlap_table` of the negatively diverged samples, over all tasks.
-        membership: one row per sample that all runs have, one bool column per run: whether it diverges negatively.
+        overlap: by task that several runs have, `overlap.overlap_table` of the negatively diverged samples.
+        membership: by such task, one row per sample that all its runs have, one bool column per run: whether it
+            diverges negatively.
         left_out: samples that are not in `membership` because some run lacks them.
         margins: run -> `calibration.flip_rate_by_margin`, over all tasks.
         costs: run, speedup, tokens, flops (nan where no log says) and dr, ndr with their intervals.
@@ -40,8 +41,8 @@ class FigureData:
     """
 
     records: pd.DataFrame
-    overlap: pd.DataFrame
-    membership: pd.DataFrame
+    overlap: Mapping[str, pd.DataFrame]
+    membership: Mapping[str, pd.DataFrame]
     left_out: int
     margins: Mapping[str, pd.DataFrame]
     costs: pd.DataFrame
@@ -71,13 +72,14 @@ def gather(
         baseline: by task, what the baseline's log says. answers: by (task, run), what the run's log says.
         names: short names of the runs by their labels.
     """
-    sets = {names[run]: one for run, one in pairs.negative_sets().items()}
-    members, left_out = membership(sets)
+    found = {task: {names[run]: one for run, one in pairs.negative_sets(task).items()} for task in pairs.tasks}
+    several = {task: sets for task, sets in found.items() if len(sets) > 1}
+    members = {task: membership(sets) for task, sets in several.items()}
     return FigureData(
         records=comparison.table.assign(run=lambda table: table["run"].map(names)),
-        overlap=overlap_table(sets),
-        membership=members,
-        left_out=left_out,
+        overlap={task: overlap_table(sets) for task, sets in several.items()},
+        membership={task: table for task, (table, _) in members.items()},
+        left_out=sum(lacking for _, lacking in members.values()),
         margins={names[run]: _margins(run, pairs, baseline) for run in pairs.runs},
         costs=_costs(comparison, baseline, answers).assign(run=lambda table: table["run"].map(names)),
         confidences=_confidences(comparison, names),
@@ -153,16 +155,17 @@ def figures_of(data: FigureData) -> dict[str, Drawing]:
             "Share of samples whose verdict changes, by how close the baseline's first token was to its runner-up.",
             lambda theme: draw_margin(data.margins, theme),
         )
-    if len(data.overlap):
+    if data.overlap:
         found["overlap"] = Drawing(
             "Do methods break the same samples?",
             "Negatively diverged samples of the row's run that diverge in the column's run, too, in percent; below, "
-            "as a multiple of what independent methods would share. n is the size of each run's set.",
+            "as a multiple of what independent methods would share. n is the size of each run's set. "
+            "Each task by itself.",
             lambda theme: draw_overlap(data.overlap, theme=theme),
         )
         found["upset"] = Drawing(
             "Which methods break a sample together",
-            "Negatively diverged samples by the exact combination of runs under which they diverge."
+            "Negatively diverged samples by the exact combination of runs under which they diverge, task by task."
             + (f" {data.left_out} samples are left out: some run lacks them." if data.left_out else ""),
             lambda theme: draw_upset(data.membership, theme=theme),
         )

@@ -150,6 +150,33 @@ class TestOverlap:
         figure = draw_overlap(overlap_table(sets(("one",))))
         assert figure.texts[0].get_text() == "overlap needs at least two methods"
 
+    def test_each_task_has_a_matrix_of_its_own(self) -> None:
+        tables = {"gqa": overlap_table(sets()), "pope": overlap_table(sets(("one", "two")))}
+        tables["none"] = overlap_table(sets(("one",)))
+        panels = draw_overlap(tables).axes
+        assert [axes.get_title(loc="left") for axes in panels] == ["gqa", "pope"]
+        for axes, table in zip(panels, tables.values(), strict=False):
+            shown = axes.images[0].get_array().compressed() if hasattr(axes.images[0].get_array(), "compressed") else ()
+            assert sorted(shown) == pytest.approx(sorted(100 * table["containment"]))
+
+    def test_matrices_of_tasks_share_one_scale(self) -> None:
+        some = overlap_table(sets())
+        large = some.assign(lift=7.5)
+        assert [axes.images[0].get_clim() for axes in draw_overlap({"a": some, "b": large}, "lift").axes] == [
+            (0, 7.5)
+        ] * 2
+
+    @pytest.mark.parametrize("names", [("one", "two"), tuple("abcdefghijk")])
+    def test_the_words_above_fit_into_the_picture(self, names: tuple[str, ...]) -> None:
+        figure = draw_overlap({"gqa": overlap_table(sets(names))})
+        figure.canvas.draw()
+        words = figure.get_suptitle()
+        assert "share of the row" in words
+        (title,) = [text for text in figure.texts if text.get_text() == words]
+        box = title.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
+
     def test_another_measure(self) -> None:
         with pytest.raises(ValueError, match="expected containment, jaccard, lift"):
             draw_overlap(overlap_table(sets()), "cosine")
@@ -184,6 +211,15 @@ class TestUpset:
         rest = found["size"].iloc[2:]
         assert bars.get_title(loc="right") == f"not shown: {len(rest)} more combinations with {rest.sum()} samples"
         assert len(bars.patches) == 2
+
+    def test_each_task_has_a_plot_of_its_own(self) -> None:
+        tables = {"gqa": member_table(), "pope": member_table(("one", "two")), "none": pd.DataFrame({"a": [False]})}
+        drawn = draw_upset(tables).axes
+        assert len(drawn) == 6
+        for bars, table, task in zip(drawn[::3], tables.values(), tables, strict=False):
+            assert bars.get_title(loc="left") == task
+            assert [bar.get_height() for bar in bars.patches] == intersections(table)["size"].tolist()
+        assert drawn[0].get_xlim() == drawn[3].get_xlim() == drawn[1].get_xlim()
 
     def test_nothing_diverges(self) -> None:
         figure = draw_upset(pd.DataFrame({"a": [False]}))
