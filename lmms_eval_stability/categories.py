@@ -29,6 +29,8 @@ INPUT, CHANGED, UNCHANGED = "perturbed input", "changed", "unchanged"
 _POPE_SPLITS = {"pope_adv": "adversarial", "pope_pop": "popular", "pope_random": "random"}
 _POPE_SPLIT, _POPE_IMAGE = 3000, 6
 _MMBENCH_ROTATION = 1_000_000
+#: Where perturbed tasks log what was done to a sample, and what of it its categories depend on.
+_RECORD, _SAID = "perturbation", ("method", "severity", "changed")
 
 Extractor = Callable[[str, Row], "str | None"]
 
@@ -175,14 +177,34 @@ def labeller(*tasks: str) -> Callable[[Row], dict[str, str]]:
         if task is not None
     ]
 
+    # perturbations are of few kinds: what their records name is found once for each
+    of_record = [one for one in covered if one[1] == _RECORD]
+    of_line = [one for one in covered if one[1] != _RECORD]
+    known: dict[Any, dict[str, str]] = {}
+
+    def record_labels(row: Row, record: Any) -> dict[str, str]:
+        said = [record.get(name) for name in _SAID] if type(record) is dict else []
+        try:
+            kind = (*said, *map(type, said))
+            if kind not in known:
+                known[kind] = _extracted(of_record, row)
+            return known[kind]
+        except TypeError:  # something that cannot be hashed
+            return _extracted(of_record, row)
+
     def labels(row: Row) -> dict[str, str]:
-        found = {}
-        for name, key, extract, task in covered:
-            if (not key or key in row) and (category := extract(task, row)) is not None:
-                found[name] = category
-        return found
+        found = _extracted(of_line, row)
+        return found if _RECORD not in row else found | record_labels(row, row[_RECORD])
 
     return labels
+
+
+def _extracted(covered: list[tuple[str, str, Extractor, str]], row: Row) -> dict[str, str]:
+    found = {}
+    for name, key, extract, task in covered:
+        if (not key or key in row) and (category := extract(task, row)) is not None:
+            found[name] = category
+    return found
 
 
 def read_labels(path: Path, task: str) -> pd.DataFrame:

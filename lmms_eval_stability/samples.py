@@ -147,7 +147,7 @@ class _Columns:
             self.extra.append(extra)
         if labels is not None:
             self._label(labels)
-        self._measure(measured, len(counts) if measured else 0)
+        self._measure(measured, counts)
 
     def _label(self, found: Mapping[str, str]) -> None:
         for name in found:
@@ -157,14 +157,14 @@ class _Columns:
             category = found.get(name)
             column.append(category if category is None else self._categories.setdefault(category, category))
 
-    def _measure(self, measured: Row, requests: int) -> None:
+    def _measure(self, measured: Row, counts: Any) -> None:
         """The first request's measurements; models that log none write `[null]`, `[]`, other keys or nothing."""
         fingerprint = None
         if measured:
             self.n_measured += 1
             self.totals.add(measured)
             # of several requests, the choices of a question, none is the answer
-            if self.logprobs is not None and requests == 1:
+            if self.logprobs is not None and len(counts) == 1:
                 self.logprobs.add(self.doc_id[-1], measured)
             fingerprint = measured.get("input_fingerprint")
             if not self.facts and isinstance(measured.get("run"), dict):
