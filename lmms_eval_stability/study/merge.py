@@ -1,9 +1,10 @@
 """Shards and tasks of one run into one folder of lmms-eval's layout, which `load_run` reads.
 
 Samples are concatenated in the order of their documents. The results JSON keeps what lmms-eval wrote where a task was
-run in one piece. Of a task that was run in shards, a score whose aggregation is the mean is recomputed, weighted by
-documents; every other score (F1, circular accuracy, a language model's judgement) and every standard error is left
-out, since it cannot be had from those of the parts, and `merged_from_shards` says so.
+run in one piece. Of a task that was run in shards, a score whose aggregation is the mean is recomputed, weighted by the
+documents that have it (VQA-RAD averages open and closed questions apart); every other score (F1, circular accuracy, a
+language model's judgement) and every standard error is left out, since it cannot be had from those of the parts, and
+`merged_from_shards` says so.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import json
 import math
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from ..log_lines import python_json
 from .jobs import CellState
@@ -41,7 +45,7 @@ def merge_run(store: Store, states: Sequence[CellState], folder: Path, limit: in
         OSError: the folder cannot be written; the old one is then still there.
     """
     described = {state.cell.task: [_results(store, shard) for shard in state.done] for state in states}
-    merged = _merge(described, {state.cell.task: state.done for state in states}, limit)
+    merged = _merge(store, described, {state.cell.task: state.done for state in states}, limit)
     begun = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     home = begun / str(merged.get("model_name_sanitized") or "model")
     try:
@@ -66,7 +70,10 @@ def _results(store: Store, shard: Finished) -> dict[str, Any]:
 
 
 def _merge(
-    described: Mapping[str, Sequence[Mapping[str, Any]]], shards: Mapping[str, Sequence[Finished]], limit: int | None
+    store: Store,
+    described: Mapping[str, Sequence[Mapping[str, Any]]],
+    shards: Mapping[str, Sequence[Finished]],
+    limit: int | None,
 ) -> dict[str, Any]:
     first = next(iter(described.values()))[0]
     merged = {name: value for name, value in first.items() if name not in (*_BY_TASK, *_OF_A_PROCESS)}
@@ -82,7 +89,7 @@ def _merge(
             if isinstance(value, dict) and task in value:
                 merged[section][task] = value[task]
         if len(parts) > 1:
-            merged["results"][task], left_out = _scores(task, parts, shards[task])
+            merged["results"][task], left_out = _scores(store, task, parts, shards[task])
             done = sum(shard.documents for shard in shards[task])
             merged["n-samples"][task] = {"original": shards[task][0].total, "effective": done}
             notes[task] = {"shards": [[s.span.first, s.stop] for s in shards[task]], "scores_left_out": left_out}
@@ -97,24 +104,37 @@ def _config(results: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
 
 
 def _scores(
-    task: str, parts: Sequence[Mapping[str, Any]], shards: Sequence[Finished]
+    store: Store, task: str, parts: Sequence[Mapping[str, Any]], shards: Sequence[Finished]
 ) -> tuple[dict[str, Any], list[str]]:
     """Scores of a task that was run in shards, and the names of those that the parts do not tell."""
     scores = [_section(results.get("results"), task) for results in parts]
     means = _means(_section(parts[0].get("configs"), task))
+    counts = [_counts(store.read(shard, SAMPLES), means) for shard in shards]
     merged: dict[str, Any] = {}
     left_out = []
     for key in dict.fromkeys(name for part in scores for name in part):
         metric, comma, _ = key.partition(",")
-        values = [part.get(key) for part in scores]
+        weighted = [(part.get(key), count[metric]) for part, count in zip(scores, counts, strict=True) if count[metric]]
         if not comma:
-            merged[key] = values[0]  # the task's alias
-        elif metric in means and all(_is_number(value) for value in values):
-            total = math.fsum(value * shard.documents for value, shard in zip(values, shards, strict=True))  # type: ignore[operator]
-            merged[key] = total / sum(shard.documents for shard in shards)
+            merged[key] = scores[0].get(key)  # the task's alias
+        elif metric in means and weighted and all(_is_number(value) for value, _ in weighted):
+            total = math.fsum(value * count for value, count in weighted)  # type: ignore[operator]
+            merged[key] = total / sum(count for _, count in weighted)
         else:
             left_out.append(key)
     return merged, left_out
+
+
+def _counts(samples: bytes, metrics: set[str]) -> Counter[str]:
+    """How many samples of a shard have each of these metrics."""
+    counts: Counter[str] = Counter()
+    for line in samples.splitlines():
+        try:
+            row = orjson.loads(line)
+        except ValueError:
+            row = python_json(line)
+        counts.update(metrics & row.keys())  # all lines were read before they were stored
+    return counts
 
 
 def _means(config: Mapping[str, Any]) -> set[str]:
