@@ -97,8 +97,13 @@ def _split(span: Span, size: int | None) -> list[Span]:
     return [Span(first, min(first + size, span.stop)) for first in range(span.first, span.stop, size)]
 
 
-def work_left(plan: Plan, finished: Mapping[str, Sequence[Finished]]) -> list[Work]:
-    """The processes to start, in the order of the plan; equal cells are done once."""
+def work_left(plan: Plan, finished: Mapping[str, Sequence[Finished]], share: bool = True) -> list[Work]:
+    """The processes to start, in the order of the plan; equal cells are done once.
+
+    Args:
+        plan: the study's plan. finished: its complete shards, by key.
+        share: tasks of a run may share a process; where one of them fails, it may take the others along.
+    """
     work: list[Work] = []
     together: dict[tuple[str, str, Span], list[Cell]] = {}
     seen: set[str] = set()
@@ -114,14 +119,15 @@ def work_left(plan: Plan, finished: Mapping[str, Sequence[Finished]]) -> list[Wo
             group.append(cell)
         else:
             work += [Work((cell,), span) for span in state.left]
-    return [piece for one in work for piece in _pieces(plan, one, together)]
+    size = plan.study.tasks_per_process if share else 1
+    return [piece for one in work for piece in _pieces(one, together, size)]
 
 
-def _pieces(plan: Plan, one: Work, together: Mapping[tuple[str, str, Span], list[Cell]]) -> list[Work]:
+def _pieces(one: Work, together: Mapping[tuple[str, str, Span], list[Cell]], size: int | None) -> list[Work]:
     """A process with all tasks that belong to it, or several when that is too many."""
     first = one.cells[0]
     group = together.get((first.base, first.run, one.span), [first])
     if first is not group[0]:
         return [one]
-    size = plan.study.tasks_per_process or len(group)
+    size = size or len(group)
     return [Work(tuple(group[start : start + size]), one.span) for start in range(0, len(group), size)]

@@ -12,38 +12,49 @@ from .store import Finished
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-#: Width when the output is no terminal: nothing is cut off in a file.
-_PIPE_WIDTH = 1000
+#: More than any terminal has: nothing is cut off.
+_WIDTH = 1000
 
 
 def print_plan(console: Console, plan: Plan, finished: Mapping[str, Sequence[Finished]], workers: int) -> None:
-    """Print one row per run and one column per task, then the totals.
+    """Print the models, then the grid with a row per run and a column per task, then the totals.
 
     Args:
         console: where to.
         plan: the study's plan. finished: its complete shards, by key.
         workers: processes at a time, for the estimate.
     """
+    from rich.text import Text
+
+    study = plan.study
+    console.width = _WIDTH  # a line that is too long is broken by the terminal; rich would cut columns
+    title = f"{study.name}: {study.description}".rstrip(": ")
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    found = {(state.cell.base, state.cell.run, state.cell.task): state for state in states(plan, finished)}
+    tasks = [task.task for task in study.tasks]
+    grid, models = _table("run", *tasks), _table("run", "lmms-eval --model", "--model_args")
+    for base, run in plan.runs:
+        call = plan.of_run(base, run)[0].call
+        marks = [_mark(found.get((base, run, task))) for task in tasks]
+        grid.add_row(*map(Text, (f"{base}/{run}", *marks)))
+        models.add_row(*map(Text, (f"{base}/{run}", call.model, call.model_args_text)))
+    for table in (models, grid):
+        console.print(table)
+        console.print()
+    for line in _totals(plan, finished, workers):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _table(*columns: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    study = plan.study
-    console.print(Text(f"{study.name}: {study.description}".rstrip(": "), style="bold"), soft_wrap=True)
-    tasks = [task.task for task in study.tasks]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("run", "lmms-eval model", *tasks):
-        table.add_column(Text(column), overflow="fold")
-    found = {(state.cell.base, state.cell.run, state.cell.task): state for state in states(plan, finished)}
-    for base, run in plan.runs:
-        call = plan.of_run(base, run)[0].call
-        cells = [_mark(found.get((base, run, task))) for task in tasks]
-        table.add_row(*map(Text, (f"{base}/{run}", f"{call.model} {call.model_args_text}", *cells)))
-    console.print(table)
-    for line in _totals(plan, finished, workers):
-        console.print(Text(line), soft_wrap=True)
+    for column in columns:
+        table.add_column(Text(column), no_wrap=True)
+    return table
 
 
 def _mark(state: CellState | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from .engines.base import Engine
@@ -44,6 +45,8 @@ def run_plan(
 ) -> StudyResult:
     """Run what is missing, in rounds: all that is left, then, up to `retries` times, what of it failed.
 
+    Tasks that shared a process and failed are run one by one: whatever is wrong with one does not stop the others.
+
     Args:
         plan: what there is to do.
         store: holds what is finished, and gets what is done now.
@@ -54,7 +57,7 @@ def run_plan(
     failures: dict[str, Outcome] = {}
     for attempt in range(1, plan.study.engine.retries + 2):
         finished = store.finished()
-        work = work_left(plan, finished)
+        work = work_left(plan, finished, share=attempt == 1)
         if not work:
             break
         jobs = [_job(plan, one, store, scratch, attempt) for one in work]
@@ -62,13 +65,14 @@ def run_plan(
         samples = None if None in counts else sum(count or 0 for count in counts)
         progress.begin((_complete(plan, finished), len(plan.cells)), len(jobs), samples, attempt)
         failures = {}
-        for event in engine.run(jobs):
-            if isinstance(event, Outcome):
-                for shard in event.shards:
-                    finished.setdefault(shard.key, []).append(shard)
-                if event.problem:
-                    failures[event.job.name] = event
-            progress.event(event, _complete(plan, finished))
+        with closing(engine.run(jobs)) as events:
+            for event in events:
+                if isinstance(event, Outcome):
+                    for shard in event.shards:
+                        finished.setdefault(shard.key, []).append(shard)
+                    if event.problem:
+                        failures[event.job.name] = event
+                progress.event(event, _complete(plan, finished))
         if not failures:
             break
     found = states(plan, store.finished())

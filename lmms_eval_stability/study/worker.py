@@ -88,7 +88,7 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        problem: why it does not count; empty when its logs are complete and stored.
+        problem: why it does not count, or not all of its tasks; empty when all logs are complete and stored.
         cancelled: stopped from outside; neither done nor failed.
         shards: what was stored.
         tail: the end of what lmms-eval printed, where it failed. log: where all of it lies.
@@ -147,7 +147,7 @@ def run_job(
         if not state.problem or state.cancelled:
             return Outcome(job, cancelled=state.cancelled, shards=shards, seconds=state.seconds, host=host)
         tail, log = _kept(job, folder / LOG)
-        return Outcome(job, state.problem, seconds=state.seconds, host=host, tail=tail, log=log)
+        return Outcome(job, state.problem, shards=shards, seconds=state.seconds, host=host, tail=tail, log=log)
     except OSError as error:
         return Outcome(job, f"cannot write or read: {error}", host=host)
     finally:
@@ -162,12 +162,13 @@ def _run(job: Job, environment: Mapping[str, str], stop: Callable[[], bool], sta
     state.seconds = time.monotonic() - begun
     if state.problem or state.cancelled:
         return ()
-    try:
-        for task in job.tasks:
+    problems = []
+    for task in job.tasks:
+        try:
             state.logs[task.task] = complete_log(state.folder / "output", task.task, job.span)
-    except IncompleteLogError as error:
-        state.problem = f"{_exit(code)}{error}"
-        return ()
+        except IncompleteLogError as error:
+            problems.append(str(error))
+    state.problem = _exit(code) + "; ".join(dict.fromkeys(problems)) if problems else ""
     try:
         return _store(job, state)
     except OSError as error:
@@ -249,11 +250,11 @@ def _launch(call: Call) -> list[str]:
 
 
 def _store(job: Job, state: _Process) -> tuple[Finished, ...]:
-    """Store each task as a shard of its own; seconds are shared out by documents."""
+    """Store each complete task as a shard of its own; seconds are shared out by documents."""
     store = Store(job.store)
     total = sum(log.stop - job.span.first for log in state.logs.values())
     shards = []
-    for task in job.tasks:
+    for task in (task for task in job.tasks if task.task in state.logs):
         log = state.logs[task.task]
         share = (log.stop - job.span.first) / total
         folder = state.folder / task.key

@@ -142,7 +142,8 @@ def test_the_plan_says_what_is_there_and_how_long_the_rest_takes(bench: Bench) -
     # 4 seconds per 8 documents and one to start
     finished = {key: [shard(key, 0, 8), shard(key, 8, 16)]}
     some = overview(plan, finished)
-    assert "demo/baseline          llava_baseline pretrained=demo         16 of 20, 1 shard" in some
+    assert "demo/baseline          16 of 20, 1 shard" in some
+    assert "demo/fastv             llava_fastv        pretrained=demo,k=3,r=0.5" in some
     time = estimate(plan, work_left(plan, finished), finished)
     assert time.seconds == pytest.approx(7 * 1 + 44 * 0.5)
     assert "time left: 29 s with 1 worker" in some

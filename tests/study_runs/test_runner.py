@@ -100,6 +100,27 @@ def test_tasks_that_share_a_process_are_stored_one_by_one(bench: Bench) -> None:
     assert len(bench.calls) == 3
 
 
+def test_a_task_that_fails_does_not_take_along_those_that_shared_its_process(bench: Bench) -> None:
+    text = WHOLE.replace("[{task: gqa, samples: 20}]", "[ai2d, gqa]").replace("reruns: 1", "")
+    bench.behave(faults={"llava_fastv:0": ["ai2d ends it"] * 9, "llava_baseline:0": ["no ai2d"]})
+    result = bench.run(bench.plan(text), workers=1)
+    assert {state.cell.name: state.complete for state in result.states} == {
+        "demo/baseline ai2d": True,
+        "demo/baseline gqa": True,
+        "demo/fastv ai2d": False,
+        "demo/fastv gqa": True,
+    }
+    asked = [(call["model"], call["tasks"]) for call in bench.calls]
+    assert asked == [
+        ("llava_baseline", "ai2d,gqa"),
+        ("llava_fastv", "ai2d,gqa"),
+        ("llava_baseline", "ai2d"),  # the log of gqa was complete
+        ("llava_fastv", "ai2d"),
+        ("llava_fastv", "gqa"),
+    ]
+    assert [failure.job.title for failure in result.failures] == ["demo/fastv ai2d"]
+
+
 @pytest.mark.parametrize(
     ("fault", "problem"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors import StudyConfigError
 from ..schema import EngineSpec
 from .base import Engine, Started
 
@@ -10,6 +11,8 @@ __all__ = ["Engine", "Started", "make_engine", "workers_of"]
 
 def make_engine(spec: EngineSpec) -> Engine:
     """The engine that a study names; each is imported when it is needed."""
+    if spec.kind != "local":
+        raise StudyConfigError(f"engine.kind is {spec.kind}, which this version does not have; use kind: local")
     from .local import local_engine
 
     return local_engine(spec)

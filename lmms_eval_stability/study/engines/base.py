@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -36,7 +36,7 @@ class Engine(Protocol):
     def scratch(self, folder: Path) -> str | None:
         """Where running processes keep their files: `folder`, in the study's, where workers see it, or None."""
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Started | Outcome]:
+    def run(self, jobs: Sequence[Job]) -> Generator[Started | Outcome, None, None]:
         """Run all jobs and yield, for each, `Started` (which may be left out) and one `Outcome`, as they happen.
 
         A consumer that closes the iterator, or an exception such as KeyboardInterrupt while it waits, stops and kills

@@ -7,7 +7,7 @@ import queue
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class LocalEngine:
         """In the study's folder: logs are then moved, not copied, to their place."""
         return str(folder.resolve())
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Started | Outcome]:
+    def run(self, jobs: Sequence[Job]) -> Generator[Started | Outcome, None, None]:
         """See `Engine.run`."""
         waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
         events: queue.SimpleQueue[Started | Outcome | BaseException] = queue.SimpleQueue()

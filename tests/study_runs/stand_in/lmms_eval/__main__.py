@@ -66,7 +66,7 @@ def write(args: dict[str, str], how: dict, fault: str) -> None:
             "garbage": text + "{]\n",
             "twice": text + lines[0] + "\n",
         }.get(fault, text)
-        if fault != "no samples":
+        if fault != "no samples" and not (fault == "no ai2d" and task == "ai2d"):
             (home / f"{stamp}_samples_{task}.jsonl").write_text(text)
     config = {"model": args["model"], "model_args": args["model_args"], "limit": limit, "offset": offset}
     config["batch_size"] = args["batch_size"]
@@ -94,7 +94,7 @@ def main() -> None:
     time.sleep(600 if fault == "hang" else how.get("sleep", 0))
     if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if fault == "exit 9":
+    if fault == "exit 9" or (fault == "ai2d ends it" and "ai2d" in args["tasks"]):
         sys.exit(9)
     try:
         write(args, how, fault)
