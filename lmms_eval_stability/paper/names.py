@@ -55,7 +55,13 @@ BASE_MODELS: tuple[str, ...] = tuple(dict.fromkeys(_BASES.values()))
 
 
 def base_model(*names: str) -> str:
-    """The base model that the first name speaks of that speaks of any; "" if none does."""
+    """The base model that the first name speaks of that speaks of any.
+
+    "" if none does, or if one speaks of another size than the paper's 7B.
+    """
+    sizes = {size for name in names for size in re.findall(r"(?<![0-9.])([0-9]+)b(?![a-z0-9])", name.lower())}
+    if sizes - {"7"}:
+        return ""
     for name in names:
         plain = re.sub(r"[^a-z0-9]", "", name.lower())
         for part, found in _BASES.items():

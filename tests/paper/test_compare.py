@@ -14,6 +14,7 @@ from click.testing import Result
 from lmms_eval_stability.errors import OptionError
 from lmms_eval_stability.paper import reports
 from lmms_eval_stability.paper.beside import CellPair, compare_table
+from lmms_eval_stability.paper.names import base_model
 from lmms_eval_stability.paper.ours import OurCell
 from lmms_eval_stability.paper.reports import read_reports, stated_table
 from lmms_eval_stability.report import machine
@@ -382,3 +383,21 @@ def test_the_table_is_read_from_a_real_studys_folder(tmp_path: Path, name: str, 
             stated_table([tmp_path])
     else:
         assert stated_table([tmp_path]) == table
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("llava_1_5_7b", "llava-hf/llava-1.5-7b-hf"), "LLaVA-1.5"),
+        (("report", "llava-hf/llava-v1.6-vicuna-7b-hf"), "LLaVA-Next"),
+        (("mine", "Qwen/Qwen2.5-VL-7B-Instruct"), "Qwen2.5-VL"),
+        (("mine", "Qwen/Qwen2-VL-7B-Instruct"), "Qwen2-VL"),
+        (("x", "checkpoints/llava-med-v1.5-mistral-7b-hf"), "LLaVA-Med"),
+        # the paper's are all of 7B, whatever the label says
+        (("llava_1_5", "llava-hf/llava-1.5-13b-hf"), ""),
+        (("qwen2_vl_7b", "Qwen/Qwen2-VL-2B-Instruct"), ""),
+        (("demo", "demo", ""), ""),
+    ],
+)
+def test_which_base_model_a_name_speaks_of(names: tuple[str, ...], expected: str) -> None:
+    assert base_model(*names) == expected
