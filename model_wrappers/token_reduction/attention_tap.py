@@ -41,8 +41,8 @@ def attention_rows(query: Tensor, key: Tensor, rows: Tensor, seen: Tensor, scali
     """
     batch, heads, _, size = query.shape
     wanted = query.gather(2, rows[:, None, :, None].expand(-1, heads, -1, size)).float()
-    groups = wanted.reshape(batch, key.shape[1], -1, *wanted.shape[2:])  # (B, H_kv, H / H_kv, R, d)
-    logits = groups @ key.float().transpose(-1, -2)[:, :, None] * scaling
+    groups = wanted.reshape(batch, key.shape[1], -1, size)  # all rows of the heads that share a key: no key is repeated
+    logits = groups @ key.float().transpose(-1, -2) * scaling
     logits = logits.reshape(batch, heads, rows.shape[1], -1)
     return logits.masked_fill(~seen[:, None], float("-inf")).softmax(dim=-1)
 
