@@ -151,7 +151,7 @@ def _summary(comparison: PaperComparison) -> list[str]:
             mean = sum(abs(pair.difference) for pair in pairs) / len(pairs)
             inside = sum(pair.within is True for pair in judged)
             lines.append(
-                f"{metric}: {len(pairs)} cells compared, mean absolute difference {mean:.2f}; the published number "
+                f"{metric}: {len(pairs)} {'cell' if len(pairs) == 1 else 'cells'} compared, mean absolute difference {mean:.2f}; the published number "
                 f"lies in our interval in {inside} of {len(judged)} that have one"
             )
     return lines
