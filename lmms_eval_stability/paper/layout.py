@@ -150,8 +150,9 @@ def _summary(comparison: PaperComparison) -> list[str]:
         if pairs:
             mean = sum(abs(pair.difference) for pair in pairs) / len(pairs)
             inside = sum(pair.within is True for pair in judged)
+            cells = "1 cell" if len(pairs) == 1 else f"{len(pairs)} cells"
             lines.append(
-                f"{metric}: {len(pairs)} {'cell' if len(pairs) == 1 else 'cells'} compared, mean absolute difference {mean:.2f}; the published number "
+                f"{metric}: {cells} compared, mean absolute difference {mean:.2f}; the published number "
                 f"lies in our interval in {inside} of {len(judged)} that have one"
             )
     return lines
