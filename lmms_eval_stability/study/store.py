@@ -88,10 +88,16 @@ class Store:
         """All complete shards by key. One whose files are not of the size that `done.json` says is not complete."""
         files, root = self._files
         files.invalidate_cache()
+        listed: dict[str, Any] = files.find(f"{root}/shards", detail=True)  # one listing, not a question per file
+        markers = sorted(path for path in listed if path.endswith(f"/{DONE}"))
+        texts = files.cat(markers, on_error="omit") if markers else {}
         found: dict[str, list[Finished]] = defaultdict(list)
-        for marker in sorted(files.glob(f"{root}/shards/*/*/{DONE}")):
-            shard = _read(files, str(marker))
-            if shard is not None:
+        for marker in markers:
+            shard = _read(texts.get(marker, b""))
+            folder = marker.rpartition("/")[0]
+            if shard is None:
+                continue
+            if all(listed.get(f"{folder}/{name}", {}).get("size") == size for name, size in shard.sizes.items()):
                 found[shard.key].append(shard)
         return dict(found)
 
@@ -134,15 +140,13 @@ class Store:
         return bytes(files.cat_file(f"{self.folder(shard.key, shard.span)}/{name}"))
 
 
-def _read(files: fsspec.AbstractFileSystem, marker: str) -> Finished | None:
+def _read(marker: bytes) -> Finished | None:
+    """A shard as its marker says; None for one that was half written: it is run again."""
     try:
-        fields: dict[str, Any] = json.loads(files.cat_file(marker))
-        shard = Finished(**{**fields, "span": Span(**fields["span"])})
-        folder = marker.rpartition("/")[0]
-        complete = all(files.size(f"{folder}/{name}") == size for name, size in shard.sizes.items())
-    except (OSError, ValueError, TypeError, LookupError):
-        return None  # half written: it is run again
-    return shard if complete else None
+        fields: dict[str, Any] = json.loads(marker)
+        return Finished(**{**fields, "span": Span(**fields["span"])})
+    except (ValueError, TypeError, LookupError):
+        return None
 
 
 def missing(wanted: int | None, finished: Iterable[Finished], limit: int | None = None) -> list[Span]:

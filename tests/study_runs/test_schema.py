@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -209,4 +210,6 @@ def test_the_command_says_what_it_lacks(given: list[str]) -> None:
 
 def test_the_command_prints_the_schema() -> None:
     done = CliRunner().invoke(main, ["study", "--schema"])
-    assert yaml.safe_load(done.stdout) == json_schema()
+    assert json.loads(done.stdout) == json_schema()
+    shipped = demo_config().with_name("study.schema.json")  # made by this command: write it again after a change
+    assert json.loads(shipped.read_text()) == json_schema()
