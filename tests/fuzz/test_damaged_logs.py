@@ -109,7 +109,7 @@ def check_counts(logs: dict[Path, bytes], summary: dict[str, Any]) -> None:
         assert record["n"] + lost <= len(lines_of(log)) <= record["n"] + lost + left_out, counts
 
 
-@examples(250)
+@examples(150)
 @given(base_harm=st.lists(damages, max_size=1), run_harm=st.lists(damages, min_size=1, max_size=3))
 def test_a_damaged_log_is_refused_or_read_right(write: Write, base_harm: list[Damage], run_harm: list[Damage]) -> None:
     base, run = apply(encoded(BASE), base_harm), apply(encoded(RUN), run_harm)
@@ -126,7 +126,7 @@ TASKS = ["pope", "mmmu_val", "mmbench_en_dev", "vqa_rad", "vqav2_val", "scienceq
 OPTIONS = [("--prediction", "raw"), ("--prediction", "filtered"), ("--format", "markdown"), ("--format", "table")]
 
 
-@examples(120)
+@examples(80)
 @given(
     task=st.sampled_from(TASKS),
     harm=st.lists(damages, min_size=1, max_size=4),
@@ -143,7 +143,7 @@ def test_no_benchmark_breaks_on_a_damaged_log(
     compare(*logs, *option, "--accept", EVERYTHING, "--metric", "exact_match")
 
 
-@examples(12)
+@examples(5)
 @given(harm=st.lists(damages, min_size=1, max_size=3))
 def test_no_file_breaks_on_a_damaged_log(
     write: Write, tmp_path_factory: pytest.TempPathFactory, harm: list[Damage]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from lmms_eval_stability.bootstrap import cluster_rate
-from lmms_eval_stability.categories import NO_CATEGORY, by_category, category_table, labels_of, read_labels
+from lmms_eval_stability.categories import NO_CATEGORY, by_category, category_table, labeller, labels_of, read_labels
 from lmms_eval_stability.divergence import diverge, mcnemar_exact, wilson
 from tests.study.statistics.builders import pairs
 
@@ -169,3 +169,24 @@ def test_clusters_of_a_log_go_into_the_bootstrap(tmp_path: Path) -> None:
     labels = read_labels(write(tmp_path / "s.jsonl", rows[::-1]), "shapes_vqa")
     rate = cluster_rate(PAIRS.frame["changed"], labels["cluster"].reindex(PAIRS.frame["doc_id"]))
     assert (rate.value, rate.clusters) == (0.5, 3)
+
+
+def test_equal_records_of_other_types_are_told_apart() -> None:
+    find = labeller("vqav2_val_image_perturbed", "vqav2_val")
+    records: list[Any] = [
+        {"method": "fog", "severity": 1, "changed": True},
+        {"method": "fog", "severity": True, "changed": True},
+        {"method": "fog", "severity": 1, "changed": 1},
+        {"method": "fog", "severity": 1.0, "changed": True},
+        {"method": ["fog"], "severity": 1, "changed": True},
+        {"method": "fog"},
+        "fog",
+        None,
+    ]
+    for _ in range(2):
+        for record in records:
+            row = {"perturbation": record}
+            assert find(row) == labeller("vqav2_val_image_perturbed", "vqav2_val")(row), record
+    assert find({"perturbation": records[0]})["perturbation level"] == "fog 1"
+    assert "severity" not in find({"perturbation": records[1]})
+    assert "perturbed input" not in find({"perturbation": records[2]})
