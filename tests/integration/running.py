@@ -18,6 +18,8 @@ from click.testing import CliRunner, Result
 from lmms_eval_stability.cli import main
 
 ROOT = Path(__file__).parents[2]
+#: Seconds for all runs of a file, which take one or two minutes of a free core.
+TIMEOUT = 1500
 #: Documents of every clean task, as many as its stand-in has rows. Twins have those of the task that they perturb.
 DOCUMENTS = {
     **dict.fromkeys(("vqav2_val", "ok_vqa_val2014", "textvqa_val", "vizwiz_vqa_val", "gqa", "scienceqa_img"), 6),
@@ -90,7 +92,14 @@ def run_lmms_eval(commands: Mapping[str, Iterable[str]], hub: Path, folder: Path
     # lmms-eval takes the revision of the repository around its installation for its own; a commit meanwhile would tell
     environment |= {"PYTHONPATH": str(ROOT), "GIT_CEILING_DIRECTORIES": str(ROOT)}
     done = subprocess.run(
-        python, cwd=folder, env=environment, capture_output=True, text=True, timeout=540, check=False, errors="replace"
+        python,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+        errors="replace",
     )
     for name in commands:
         assert list((folder / name).rglob("*_samples_*.jsonl")), f"{name}:\n{(done.stdout + done.stderr)[-6000:]}"

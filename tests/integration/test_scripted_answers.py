@@ -18,6 +18,7 @@ import pytest
 from tests.integration.running import (
     ADAPTERS,
     DOCUMENTS,
+    TIMEOUT,
     TWINS,
     ZERO_OR_ONE,
     Compared,
@@ -29,6 +30,7 @@ from tests.integration.running import (
     run_lmms_eval,
 )
 
+pytestmark = pytest.mark.timeout(TIMEOUT)
 SEEDS = (1, 2, 3, 4, 5)
 LARGE = ("pope", "shapes_vqa")
 #: All but those that are perturbed pictures of 2,000 questions.
