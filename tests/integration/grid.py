@@ -122,7 +122,7 @@ def run_grids(kinds: tuple[str, ...], hub: Path, folder: Path) -> dict[str, Grid
             commands[f"{kind}/{name}"] = [
                 *("--model", f"{family}_{method.name}", "--model_args", model_args),
                 *("--tasks", ",".join(TASKS), "--limit", str(LIMIT), "--batch_size", "8", "--device", "cpu"),
-                *("--gen_kwargs", "max_new_tokens=3"),
+                *("--gen_kwargs", "max_new_tokens=2"),
             ]
     outputs = run_lmms_eval(commands, hub, folder / "runs")
     grids = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import string
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from tests.integration.running import (
 )
 
 pytestmark = pytest.mark.timeout(TIMEOUT)
-SEEDS = (1, 2, 3, 4, 5)
+SEEDS = (1, 2, 3, 4)
 LARGE = ("pope", "shapes_vqa")
 #: All but those that are perturbed pictures of 2,000 questions.
 SMALL = (*(task for task in DOCUMENTS if task not in LARGE), *(twin for twin in TWINS if "shapes" not in twin))
@@ -168,6 +169,20 @@ def test_predictions_are_those_that_lmms_eval_logged(
                 assert sorted(map(str, ours)) == sorted(map(str, line["mmmu_acc"]["parsed_pred"][0]))
             elif task == "mmmu_val" and predictions[document] != "unparsable":
                 assert predictions[document] == line["mmmu_acc"]["parsed_pred"][0]
+            elif not task.startswith("mm"):  # nothing is logged: what its code compares
+                assert predictions[document] == compared_text(base_of(task), line["filtered_resps"])
+
+
+def compared_text(task: str, answer: str) -> str:
+    from lmms_eval.tasks._task_utils.vqa_eval_metric import EvalAIAnswerProcessor
+
+    text = answer.strip()
+    if task == "vqav2_val":
+        rules = EvalAIAnswerProcessor()
+        return str(rules.process_digit_article(rules.process_punctuation(text)))
+    if task == "scienceqa_img":
+        return text[0].lower() if text[0].isupper() and text[1:2] == "." else text.lower()
+    return text.lower().translate(str.maketrans("", "", string.punctuation))
 
 
 def test_native_metrics_beside_the_score(small: Compared, large: Compared, outputs: dict[str, Output]) -> None:
