@@ -47,11 +47,14 @@ class StudyProgress:
 
         Args:
             cells: finished, and all.
-            processes: how many this round starts.
+            processes: how many this round starts; 0 when all is finished.
             samples: how many documents they answer; None when nobody knows.
             attempt: 1, or more when what failed is run again.
         """
         self._ended, self._processes = 0, processes
+        if not processes:
+            self._say(f"all {cells[1]} cells are finished")
+            return
         again = f"attempt {attempt}: " if attempt > 1 else ""
         if self._bars is None:
             count = "" if samples is None else f", {samples:,} samples"

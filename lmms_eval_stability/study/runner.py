@@ -59,6 +59,9 @@ def run_plan(
         finished = store.finished()
         work = work_left(plan, finished, share=attempt == 1)
         if not work:
+            complete = _complete(plan, finished)
+            if complete == len(plan.cells):
+                progress.begin((complete, complete), 0, 0, attempt)
             break
         jobs = [_job(plan, one, store, scratch, attempt) for one in work]
         counts = [job.documents for job in jobs]

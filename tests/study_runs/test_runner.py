@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from lmms_eval_stability import compare_runs
 from lmms_eval_stability.cli import main
+from lmms_eval_stability.commands import demo as demo_command
 from lmms_eval_stability.runs import load_run
 from lmms_eval_stability.study import StudyConfigError
 from lmms_eval_stability.study.engines import local
@@ -50,6 +51,7 @@ def test_every_shard_is_one_call_and_a_second_time_nothing_is_called(bench: Benc
         (model, *part) for model in ("llava_baseline", "llava_baseline", "llava_fastv") for part in parts
     )
     assert bench.run(plan).complete
+    assert bench.said == ["all 3 cells are finished"]
     assert len(bench.calls) == 9
     # one more method: only its shards are run, and a renamed one is the same work
     grown = bench.plan(SMALL.replace("  fastv:", "  half: {method: fastv, model_args: {r: 0.25}}\n  renamed:"))
@@ -405,3 +407,22 @@ def test_a_study_behind_a_url_has_its_runs_and_report_there(bench: Bench) -> Non
     assert not (bench.folder / "near" / "shards").exists()
     assert CliRunner().invoke(main, arguments).exit_code == 0
     assert len(bench.calls) == 9
+
+
+def test_the_demo_runs_its_study_anew_every_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_command, "find_spec", lambda name: None if name == "bitsandbytes" else object())
+    bench.behave(total=2000)
+    for times in (1, 2):
+        done = CliRunner().invoke(main, ["demo", "-o", str(bench.out), "--limit", "4"])
+        assert done.exit_code == 0, done.output
+        assert "not run: int8, nf4; to run them: pip install 'lmms-eval-stability[int8]'" in done.stderr
+        assert "k=3, r=0.75) against llava_baseline" in done.stdout
+        assert len(bench.calls) == 12 * times
+        assert {(call["limit"], call["batch_size"]) for call in bench.calls} == {("4", "8")}
+    assert (bench.out / "report" / "report.html").is_file()
+    (bench.folder / "mine").mkdir()
+    (bench.folder / "mine" / "thesis.tex").write_text("years of work")
+    refused = CliRunner().invoke(main, ["demo", "-o", str(bench.folder / "mine")])
+    assert refused.exit_code == 2
+    assert "holds no study" in refused.stderr
+    assert (bench.folder / "mine" / "thesis.tex").exists()
