@@ -12,6 +12,7 @@ from .divergence import Divergence
 from .overlap import TaskOverlap
 from .problems import Problem
 from .runs import Run
+from .speed import Speed
 from .verdicts import SCORED, PairMetric
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class RunComparison:
         changes: what the changed answers became, task by task.
         weighted: the average in which each sample counts the same, beside that of `rows`; None for one task.
         reliability: what log-probabilities say, task by task; empty where nobody asked for it.
+        speeds: what the baseline and the run cost in time and memory, where their models logged it.
     """
 
     label: str
@@ -49,6 +51,7 @@ class RunComparison:
     changes: tuple[TaskChanges, ...] = ()
     weighted: Divergence | None = None
     reliability: tuple[TaskReliability, ...] = ()
+    speeds: tuple[Speed | None, Speed | None] = (None, None)
 
     @property
     def shown_rows(self) -> tuple[Divergence, ...]:

@@ -30,6 +30,7 @@ from .pairing import PairedSamples, pair_samples
 from .problems import Problem
 from .runs import Run, load_run
 from .samples import SampleTable
+from .speed import Speed
 from .verdicts import CHOICE, SCORED, Adapter, PairMetric, adapter_for, judge, with_policy
 
 if TYPE_CHECKING:
@@ -364,12 +365,16 @@ class _Comparer:
             changes=tuple(self.changes[i]),
             weighted=weighted_average(rows, self.right[i]) if len(rows) > 1 else None,
             reliability=() if self.reliability is None else tuple(self.reliability.tasks[i]),
+            speeds=(self._speed(self.base), self._speed(run)),
         )
 
     def _finish_rerun(self, run: Run) -> Rerun:
         compared = (row.task for rows in self.rows for row in rows)
         tasks = tuple(task for task in dict.fromkeys(compared) if task in run.sample_files)
         return Rerun(run, self._confounders(run, tasks))
+
+    def _speed(self, run: Run) -> Speed | None:
+        return Speed.from_facts(run.facts or self.facts.get(run.name, {}))
 
     def _confounders(self, run: Run, tasks: tuple[str, ...]) -> tuple[Confounder, ...]:
         facts = (self.facts.get(self.base.name, {}), self.facts.get(run.name, {}))

@@ -80,4 +80,5 @@ def _compared(run: RunComparison) -> dict[str, Any]:
         "changes": [one.record() for one in run.changes],
         "weighted_average": None if run.weighted is None else run.weighted.record(),
         "reliability": [one.record() for one in run.reliability],
+        "measured": dict(zip(("baseline", "run"), [speed and speed.record() for speed in run.speeds], strict=True)),
     }

@@ -9,6 +9,7 @@ from ..clusters import REPLICATES, SEED
 from ..comparison import Comparison, RunComparison
 from ..cost import describe
 from ..divergence import AVERAGE, Divergence, Rate
+from ..speed import describe_speeds
 from ..verdicts import GENERIC, SCORED, PairMetric
 from ..verdicts.policies import FILTERED, RAW
 
@@ -185,5 +186,6 @@ def footnotes(run: RunComparison) -> list[str]:
     lines += unchanged_lines(run)
     lines += unparsable_lines(run)
     lines += cost_lines(run)
+    lines += [f"measured: {speeds}"] if (speeds := describe_speeds(*run.speeds)) else []
     lines += [f"accepted: {problem.line()}" for problem in run.accepted]
     return lines + [f"warning: {warning}" for warning in run.warnings]

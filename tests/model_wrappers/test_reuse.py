@@ -180,3 +180,38 @@ def test_prefixes_are_refused_by_name_for_methods_inside_the_language_model(
 def test_reuse_that_cannot_be_is_refused(given: dict[str, Any], message: str, tiny_folder: TinyFolder) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         make(BASELINES, "llava", tiny_folder("llava"), **given)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prefix_logits_in_double_precision(kind: str, tiny_folder: TinyFolder) -> None:
+    """Logits of whole prompts and of questions on prefixes agree to far below 1e-5: what differs is rounding alone."""
+    docs = [doc for doc in questions() if doc["images"]]
+    found = []
+    for given in ({"reuse": "none"}, {"reuse": "prefix", "batch_size": 4}):
+        model = make(BASELINES, kind, tiny_folder(kind), dtype="float64", **given)
+        steps: list[torch.Tensor] = []
+        model.model.lm_head.register_forward_hook(lambda _m, _a, out, to=steps: to.append(out[:, -1]))
+        results = run(model, docs, {"max_new_tokens": 3})
+        assert all(one.dtype == torch.float64 for one in steps)
+        found.append([[[i, v] for i, _, v in r.token_counts.first_token_logprobs] for r in results])
+        if given["reuse"] == "none":
+            whole = torch.stack([step[0] for step in steps]).view(len(docs), 3, -1)
+        else:
+            rows = torch.cat([torch.stack(steps[i : i + 3], dim=1) for i in _generations(steps)])
+    assert found[0] == found[1]
+    for row in rows:  # in another order; each is one of the whole prompts' to ten digits
+        nearest = (whole - row).abs().flatten(1).amax(1).min()
+        assert nearest <= 1e-10 * whole.abs().max()
+
+
+def _generations(steps: list[torch.Tensor]) -> list[int]:
+    """Return where each call of ``generate`` begins: prefixes are passes of one row that nothing follows."""
+    starts, at = [], 0
+    while at < len(steps):
+        group = steps[at : at + 3]
+        if len(group) == 3 and len({len(step) for step in group}) == 1 and len(group[0]) > 1:
+            starts.append(at)
+            at += 3
+        else:
+            at += 1
+    return starts
