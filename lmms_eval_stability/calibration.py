@@ -59,6 +59,10 @@ class TopTokens:
         order = np.argsort(-logprobs, axis=1, kind="stable")
         return cls(np.take_along_axis(ids, order, 1), np.take_along_axis(logprobs, order, 1))
 
+    def part(self, start: int, stop: int) -> TopTokens:
+        """Those of the samples from start up to stop."""
+        return TopTokens(self.ids[start:stop], self.logprobs[start:stop])
+
     @property
     def margin(self) -> Floats:
         """(n,) log-probability of the first token minus that of the second, in nats; nan without two tokens.

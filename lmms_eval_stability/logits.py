@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
+_CHUNK = 20_000
+
 
 @dataclass(frozen=True)
 class FirstTokens:
@@ -45,7 +47,14 @@ def compare_first_tokens(baseline: TopTokens, run: TopTokens) -> FirstTokens:
     """Summary over paired samples; nan when no sample has both distributions."""
     import numpy as np
 
-    divergence = first_token_kl(baseline, run)
+    if baseline.ids.shape != run.ids.shape:
+        raise ValueError(f"{len(baseline.ids)} samples against {len(run.ids)}: pair them first")
+    # every token beside every other one: of all samples at once that would be the largest thing in memory
+    parts = [
+        (baseline.part(start, start + _CHUNK), run.part(start, start + _CHUNK))
+        for start in range(0, len(baseline.ids), _CHUNK)
+    ]
+    divergence = np.concatenate([np.empty(0), *(first_token_kl(*part) for part in parts)])
     known = ~np.isnan(divergence)
     n = int(known.sum())
     if not n:
@@ -58,7 +67,7 @@ def compare_first_tokens(baseline: TopTokens, run: TopTokens) -> FirstTokens:
         mean_kl=float(divergence[known].mean()),
         median_kl=float(median),
         p99_kl=float(p99),
-        no_common=n - int(_partners(baseline, run)[0][known].any(axis=1).sum()),
+        no_common=n - sum(int(_partners(*part)[0].any(axis=1).sum()) for part in parts),
     )
 
 

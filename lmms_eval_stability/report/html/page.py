@@ -197,7 +197,7 @@ def _reliability(model: PageModel) -> str:
 def _reliability_part(name: str, grids: Sequence[Grid], lines: Sequence[str]) -> str:
     tables = "".join(_grid(*grid) for grid in grids)
     items = "".join(f"<li>{_text(line)}</li>" for line in lines)
-    return f"<details><summary>{_text(name)}</summary>{tables}<ul>{items}</ul></details>"
+    return f'<details><summary>{_text(name)}</summary><div class="tables">{tables}</div><ul>{items}</ul></details>'
 
 
 def _grid(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:

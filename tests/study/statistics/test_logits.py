@@ -113,3 +113,20 @@ def test_close_to_the_real_divergence_where_five_tokens_hold_the_mass() -> None:
 def test_the_same_distribution_has_no_divergence() -> None:
     base, _ = top_five(np.random.default_rng(1).normal(0, 2, VOCABULARY))
     assert first_token_kl(base, base)[0] == 0.0
+
+
+def test_many_samples_are_what_they_are_one_by_one() -> None:
+    n = 45_000  # more than are taken at once
+    rng = np.random.default_rng(0)
+    p, q = rng.uniform(0.55, 0.9, n), rng.uniform(0.55, 0.9, n)
+
+    def tokens(first: np.ndarray, second_id: int) -> TopTokens:
+        ids = np.tile([1, second_id, -1, -1, -1], (n, 1))
+        return TopTokens(ids, np.log(np.stack([first, 0.95 - first, *[np.full(n, np.nan)] * 3], axis=1)))
+
+    base, run = tokens(p, 2), tokens(q, 2)
+    found = compare_first_tokens(base, run)
+    assert found.n == n
+    assert found.no_common == 0
+    assert found.mean_kl == pytest.approx(first_token_kl(base, run).mean())
+    assert compare_first_tokens(base.part(0, 0), run.part(0, 0)).n == 0
