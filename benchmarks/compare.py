@@ -183,7 +183,8 @@ def main() -> None:
         data = args.data or Path(name)
         many = runs_table(data, args.rows, args.runs, args.rival_runs) if args.runs else []
         pairs = pairs_table(data, args.shapes, args.rows, args.repeats)
-    command = " ".join(one for one in sys.argv[1:] if one != str(args.data))
+    places = {"--data", "-o", "--output", str(args.data), str(args.output)}
+    command = " ".join(one for one in sys.argv[1:] if one not in places)
     text = [
         "# `compare`: time and memory",
         "",
