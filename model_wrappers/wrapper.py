@@ -263,9 +263,11 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
             for batch, prepared in self._prepared(requests):
 
                 def answer_some(some: Sequence[Any], batch: Any = batch, prepared: Any = prepared) -> list[Any]:
-                    # after a failure, what was made for the whole batch is of no use
-                    ready = prepared() if len(some) == len(batch) else self._prepare(some)
-                    return answer(some, ready, session)
+                    if len(some) == len(batch):
+                        return answer(some, prepared(), session)
+                    # After a failure what was made for the whole batch is of no use, and memory may be what is missing.
+                    self._answerer.forget()
+                    return answer(some, self._prepare(some), session)
 
                 answers = answer_batch(batch, answer_some, failed, self.rows)
                 results.update((one.request.index, result) for one, result in zip(batch, answers, strict=True))
