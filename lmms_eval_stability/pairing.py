@@ -6,6 +6,7 @@ which two logs can fail to describe the same samples is counted and, unless acce
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Mask = NDArray[np.bool_]
+
+
+#: Of the difference of two prompts: lines shown, and characters of each.
+_DIFF_LINES, _DIFF_WIDTH = 8, 100
+#: Longer texts are not compared line by line.
+_DIFF_LIMIT = 20_000
 
 
 @dataclass(frozen=True)
@@ -175,10 +182,10 @@ def _compare_inputs(
         a, b = left[column].to_numpy(), right[column].to_numpy()
         differs: Mask = a != b
         if differs.any():
-            examples = tuple(
-                f"doc {left['doc_id'].iloc[i]}: {_difference(a[i], b[i])}" for i in differs.nonzero()[0][:EXAMPLES]
-            )
-            problems.append(Problem(column, baseline.task, where, int(differs.sum()), examples))
+            first = [int(i) for i in differs.nonzero()[0][:EXAMPLES]]
+            examples = tuple(f"doc {left['doc_id'].iloc[i]}: {_difference(a[i], b[i])}" for i in first)
+            details = tuple(line for i in first for line in _line_diff(int(left["doc_id"].iloc[i]), a[i], b[i]))
+            problems.append(Problem(column, baseline.task, where, int(differs.sum()), examples, details))
     before, after = left["fingerprint"], right["fingerprint"]
     known = (before.notna() & after.notna()).to_numpy()
     differs = known & (before.to_numpy() != after.to_numpy())
@@ -194,6 +201,20 @@ def _difference(a: str, b: str) -> str:
     same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     start = max(0, same - 15)
     return f"{show(a[start:])} against {show(b[start:])}"
+
+
+def _line_diff(doc_id: int, a: str, b: str) -> list[str]:
+    """The lines in which two texts differ, "-" those of the baseline and "+" those of the run.
+
+    Nothing for texts of one line, which the example shows from their first difference on, and for huge ones.
+    """
+    if ("\n" not in a and "\n" not in b) or len(a) + len(b) > _DIFF_LIMIT:
+        return []
+    unified = list(difflib.unified_diff(a.split("\n"), b.split("\n"), n=0, lineterm=""))[2:]
+    changed = [line for line in unified if not line.startswith("@@")]
+    shown = [f"  {line[0]} {show(line[1:], _DIFF_WIDTH)}" for line in changed[:_DIFF_LINES]]
+    more = [f"  ... and {len(changed) - _DIFF_LINES} lines more"] if len(changed) > _DIFF_LINES else []
+    return [f"doc {doc_id}", *shown, *more]
 
 
 def _pairs(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:

@@ -53,6 +53,7 @@ class Problem:
         where: the file or files, as the user knows them.
         count: how many rows, lines or tasks.
         examples: the first few, in words.
+        details: lines to show below, as the differences of the first texts that differ.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Problem:
     where: str
     count: int
     examples: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
 
     def line(self) -> str:
         """The problem in one line: task, place, count, examples."""
@@ -84,6 +86,7 @@ def describe(problems: Sequence[Problem]) -> str:
     lines = ["the runs cannot be compared as they are"]
     for problem in problems:
         lines.append(f"  {problem.line()}")
+        lines += [f"      {detail}" for detail in problem.details]
         if problem.kind in KINDS:
             lines.append(f"      --accept {problem.kind}: {KINDS[problem.kind].accepted}")
         else:

@@ -123,6 +123,28 @@ def test_a_difference_deep_in_a_long_prompt_is_shown(pair) -> None:
         pair([sample(0, "a", 1.0, input=prompt + "ONE")], [sample(0, "a", 1.0, input=prompt + "TWO")])
 
 
+def test_the_first_three_prompts_that_differ_are_shown_line_by_line(pair) -> None:
+    def rows(instruction: str) -> list[Row]:
+        return [sample(i, "a", 1.0, input=f"Look.\nQuestion {i}?\n{instruction}") for i in range(5)]
+
+    with pytest.raises(PairingError) as caught:
+        pair(rows("Answer in one word."), rows("Answer briefly.\x1b[2J\nNow."))
+    text = str(caught.value)
+    for doc in range(3):
+        assert (
+            f"      doc {doc}\n        - 'Answer in one word.'\n        + 'Answer briefly.\\x1b[2J'\n        + 'Now.'\n"
+            in text
+        )
+    assert "doc 3\n" not in text
+    assert "\x1b" not in text
+
+
+def test_only_the_first_lines_of_a_long_difference_are_shown(pair) -> None:
+    one, other = ("\n".join(f"{word} {i}" for i in range(20)) for word in ("left", "right"))
+    with pytest.raises(PairingError, match="and 32 lines more"):
+        pair([sample(0, "a", 1.0, input=one)], [sample(0, "a", 1.0, input=other)])
+
+
 def test_no_samples_is_accepted_by_nothing(pair) -> None:
     with pytest.raises(PairingError, match="no option accepts this: run the task again with --log_samples"):
         pair([], [], tuple(KINDS))
