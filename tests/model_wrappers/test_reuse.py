@@ -215,3 +215,17 @@ def _generations(steps: list[torch.Tensor]) -> list[int]:
         else:
             at += 1
     return starts
+
+
+@pytest.mark.parametrize("kind", ["llava_next", "qwen2_vl"])
+def test_prefixes_with_the_eager_kernel(kind: str, tiny_folder: TinyFolder) -> None:
+    docs, eager = questions(), {"attn_implementation": "eager"}
+    plain = run(make(BASELINES, kind, tiny_folder(kind), reuse="none", **eager), docs)
+    shared = run(make(BASELINES, kind, tiny_folder(kind), reuse="prefix", batch_size=4, **eager), docs)
+    assert texts(shared) == texts(plain)
+
+
+def test_scoring_with_prefixes_is_scoring_with_shared_images(tiny_folder: TinyFolder) -> None:
+    docs = questions()
+    found = [scores(make(BASELINES, "llava", tiny_folder("llava"), reuse=how), docs) for how in ("vision", "prefix")]
+    assert found[0] == found[1]
