@@ -11,7 +11,8 @@ is seen at one level only: the error at a level is the mean over the samples tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,26 @@ def corruption_errors(
     return table.rows(sums, drawn)
 
 
+def with_clean(rows: Sequence[CorruptionError], clean: CleanErrors) -> list[CorruptionError]:
+    """The rows with relative errors, for clean inputs that are seen after the perturbed ones.
+
+    Args:
+        rows: as `corruption_errors` returns them, the mean at the end.
+        clean: errors of both runs on clean inputs.
+    """
+    found = [replace(row, relative=_relative(row.error_baseline, row.error_run, clean)) for row in rows[:-1]]
+    known = [row.relative for row in found if isfinite(row.relative)]
+    return [*found, *(replace(row, relative=sum(known) / len(known) if known else nan) for row in rows[-1:])]
+
+
+def _relative(before: float, after: float, clean: CleanErrors | None) -> float:
+    """Mean errors over the levels beyond those on clean inputs; nan where the baseline loses nothing."""
+    if clean is None:
+        return nan
+    lost = before - clean.baseline
+    return (after - clean.run) / lost if lost > 0 else nan
+
+
 def _errors(task: str, scores: Floats) -> Floats:
     if len(scores) and (scores.min() < 0 or scores.max() > 1):
         raise ScoreRangeError(
@@ -201,7 +222,7 @@ class _Table:
                 error_baseline=float(before[0, mask].mean()),
                 error_run=float(after[0, mask].mean()),
                 ce=self._rate(values[i], resampled[i], n_clusters),
-                relative=self._relative(before[0, mask], after[0, mask]),
+                relative=_relative(float(before[0, mask].mean()), float(after[0, mask].mean()), self.clean),
             )
             for i, (name, mask) in enumerate(masks)
         ]
@@ -225,12 +246,6 @@ class _Table:
             relative=float(np.mean(known)) if known else nan,
             undefined=int((~defined).sum()),
         )
-
-    def _relative(self, before: Floats, after: Floats) -> float:
-        if self.clean is None:
-            return nan
-        lost = float((before - self.clean.baseline).sum())
-        return float((after - self.clean.run).sum()) / lost if lost > 0 else nan
 
     def _rate(self, value: float, resampled: Floats, clusters: int) -> ClusterRate:
         """Percentile interval; none for one cluster, or where over 5 % of the draws have no error to divide by."""
