@@ -53,5 +53,9 @@ def describe_speeds(baseline: Speed | None, run: Speed | None) -> str:
         return "" if baseline is None else f"not logged; baseline {baseline}"
     if baseline is None:
         return str(run)
-    ratio = f" (×{run.samples_per_second / baseline.samples_per_second:.3g})" if baseline.samples_per_second else ""
+    ratio = (
+        f"; ×{run.samples_per_second / baseline.samples_per_second:.3g} samples/s"
+        if baseline.samples_per_second
+        else ""
+    )
     return f"{run}; baseline {baseline}{ratio}"

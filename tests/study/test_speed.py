@@ -35,7 +35,7 @@ def test_it_is_shown_and_written(write_run: WriteRun, run_compare: Compare, tmp_
     out = run_compare(slow, fast, "-o", tmp_path / "out").stdout
     words = "(prefill 30.25 s, of it vision 4 s, decode 2.5 s), peak memory 3 GiB"
     text = " ".join(out.split())
-    assert f"measured: 25 samples/s {words}; baseline 12.5 samples/s {words} (×2)" in text
+    assert f"measured: 25 samples/s {words}; baseline 12.5 samples/s {words}; ×2 samples/s" in text
     assert "confounders: none" in text
     (run,) = json.loads((tmp_path / "out" / "summary.json").read_text())["runs"]
     assert run["measured"]["run"]["samples_per_second"] == 25
