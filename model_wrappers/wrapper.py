@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -74,6 +74,8 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         min_pixels, max_pixels: bounds of the image size (Qwen only).
         trust_remote_code: run code from the checkpoint.
         use_safetensors: refuse pickled weights.
+        spectrum: log the inverse participation ratio of the visual tokens before and after a token reduction; default:
+            True, but False for ``downsample``, which has to encode every image in both sizes for it.
         on_error: ``raise`` stops the run, naming the document; ``record`` logs the document as failed.
         workers: threads that read, perturb and process the images of the next batches while the model computes;
             default: 2 with a GPU, else 0. Answers do not depend on it.
@@ -108,6 +110,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         max_pixels: int | None = None,
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
+        spectrum: bool | None = None,
         on_error: str = "raise",
         workers: int | None = None,
         quantization: str | None = None,
@@ -117,6 +120,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         super().__init__()
         flags = {"use_cache": use_cache, "trust_remote_code": trust_remote_code, "use_safetensors": use_safetensors}
         flags |= {"quantize_vision": quantize_vision, "deterministic": deterministic}
+        flags |= {} if spectrum is None else {"spectrum": spectrum}
         check_arguments(self.entry, pretrained, on_error, max_new_tokens, flags, workers)
         if deterministic:
             be_deterministic(attn_implementation)
@@ -125,6 +129,8 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         read_reuse(reuse, reuse_memory, use_cache)
         self.reuse, self.deterministic = reuse, deterministic
         self.method, quantizer = make_methods(self.entry, quantization, method_args, takes=_argument_names())
+        changes_pixels = self.method is not None and self.method.changes_pixels
+        self._spectrum = not changes_pixels if spectrum is None else spectrum
         if reuse == "prefix":
             require_prefix_reuse(self.entry, self.method)
         self.on_error, self.use_cache, self.max_new_tokens = on_error, use_cache, max_new_tokens
@@ -208,8 +214,14 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
     def eot_token_id(self) -> int:
         return int(self.tokenizer.eos_token_id)
 
-    def _accelerated(self) -> AbstractContextManager[Session | None]:
-        return self.method.attach(self._model, self.family) if self.method else nullcontext()
+    @contextmanager
+    def _accelerated(self) -> Iterator[Session | None]:
+        if self.method is None:
+            yield None
+            return
+        with self.method.attach(self._model, self.family) as session:
+            session.spectrum = self._spectrum
+            yield session
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answer every request; the results are in the order of the requests.

@@ -43,7 +43,8 @@ class RowTokens:
         layers: Decoder layers at whose input the number was taken; the first is 0.
         visual_tokens: Visual tokens entering each of those layers, e.g. ``(576, 288)`` at layers ``(0, 3)``.
         diagnostics: What a method has to say of each image beside that, by name: one number per image of the row, None
-            for an image that was left as it is. They are measured, so two rows may be equal without them.
+            for an image that was left as it is; one for the row of a method inside the language model. They are
+            measured, so two rows may be equal without them.
     """
 
     layers: tuple[int, ...]
@@ -76,6 +77,8 @@ class Session:
         tracing: Set it to have ``traces`` recorded; off at first, as it costs time.
         traces: Which visual tokens are left at each of a row's layers, for every one of ``rows``; empty unless
             ``tracing``.
+        spectrum: Set it to have every row's ``diagnostics`` hold ``ipr_full`` and ``ipr_kept``, see ``ipr``; off at
+            first. Methods that change pixels then encode every image in both sizes.
         vision: Keeps what is made of an image for its next question; None: every image is encoded every time.
         suspended: Passes are left alone: they go on from a prefix that the method has dealt with (methods that act
             before the language model only).
@@ -90,6 +93,7 @@ class Session:
         self.tokens_dropped = 0
         self.tracing = False
         self.traces: tuple[RowTrace, ...] = ()
+        self.spectrum = False
         self.vision: VisionReuse | None = None
         self.suspended = False
         self._pin: _Pin | None = None

@@ -18,7 +18,10 @@ from lmms_eval_stability.model_wrappers.token_reduction.budget import (
     scaled,
 )
 from lmms_eval_stability.model_wrappers.token_reduction.errors import InvalidParameterError, UnsupportedModelError
+from lmms_eval_stability.model_wrappers.token_reduction.ipr import gram, inverse_participation_ratio, ratios
 from lmms_eval_stability.model_wrappers.token_reduction.vision import ImageView, Wanted
+
+__all__ = ["LoFi", "inverse_participation_ratio", "leverage"]
 
 _FEATURES = ("projected", "vision")
 
@@ -97,9 +100,7 @@ class LoFi(BeforeLLM):
                 scores[own] = leverage(features[own], self.rank)
         chosen = self.select(scores, n)
         kept = places[chosen]
-        ratios = {"ipr_full": features, "ipr_kept": features[chosen]}
-        diagnostics = {name: inverse_participation_ratio(part) for name, part in ratios.items()}
-        return Compressed(image.tokens[kept], kept, diagnostics=diagnostics)
+        return Compressed(image.tokens[kept], kept, diagnostics=ratios(features, features[chosen]))
 
     def select(self, scores: Tensor, n: int) -> Tensor:
         """Return the ``n`` highest scores' indices in ascending order: (N,) -> (n,). Of equal scores the first wins."""
@@ -124,25 +125,7 @@ def leverage(features: Tensor, rank: int) -> Tensor:
     return vectors.square().sum(dim=1)
 
 
-def inverse_participation_ratio(features: Tensor) -> float:
-    """Return how concentrated the singular spectrum of ``features`` (N, d) is: sum of p^2 with p = s^2 / sum of s^2.
-
-    1 when one direction holds everything, 1 / min(N, d) when all hold the same; its inverse is an effective rank. NaN
-    if all features are zero.
-    """
-    # The sum of s^4 is the squared norm of the Gram matrix and the sum of s^2 its trace, so no decomposition is needed.
-    # fp32 is exact enough for sums of positive numbers, and float64 would be slow on many devices.
-    gram = _gram(features.to(torch.promote_types(features.dtype, torch.float32)))
-    return float((gram / gram.trace()).square().sum())
-
-
 def _spectrum(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return squared singular values, descending, and the singular vectors of the shorter side: (m,), (m, m)."""
-    values, vectors = torch.linalg.eigh(_gram(features.double()))
+    values, vectors = torch.linalg.eigh(gram(features.double()))
     return values.flip(0).clamp(min=0), vectors.flip(1)
-
-
-def _gram(features: Tensor) -> Tensor:
-    """Return the products of the shorter side's vectors: (N, d) -> (m, m) with m = min(N, d)."""
-    matrix = features.T if len(features) > features.shape[1] else features
-    return matrix @ matrix.T

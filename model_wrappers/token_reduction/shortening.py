@@ -20,6 +20,7 @@ from lmms_eval_stability.model_wrappers.families.images import ImageLayout
 from lmms_eval_stability.model_wrappers.lru import storage_bytes
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session
 from lmms_eval_stability.model_wrappers.token_reduction.errors import UnsupportedCallError
+from lmms_eval_stability.model_wrappers.token_reduction.ipr import ratios_of_images, with_ratios
 from lmms_eval_stability.model_wrappers.token_reduction.sequence import Kept, take
 from lmms_eval_stability.model_wrappers.token_reduction.short_prompt import (
     ShortPrompt,
@@ -36,7 +37,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.trace import (
     row_traces,
     smaller_image_trace,
 )
-from lmms_eval_stability.model_wrappers.token_reduction.vision import ImageView, encode_images
+from lmms_eval_stability.model_wrappers.token_reduction.vision import ImageView, Wanted, encode_images
 
 if TYPE_CHECKING:
     from lmms_eval_stability.model_wrappers.token_reduction.before_llm import BeforeLLM, Compressed
@@ -76,6 +77,7 @@ class _Images:
     output: Any = None  # what get_image_features returned, with what is left of the features
     smaller: dict[str, Any] = field(default_factory=dict)  # inputs that replace the images
     smaller_layouts: Sequence[ImageLayout] = ()
+    smaller_numbers: Sequence[Mapping[str, float]] = ()  # about each smaller image
 
     def stays(self) -> Tensor:
         """Return which of all images' placeholders stay: (visual tokens of the batch,) bool."""
@@ -97,7 +99,7 @@ class _Images:
 
     def diagnostics(self) -> list[dict[str, tuple[float | None, ...]]]:
         """Return the method's numbers of each row: by name, one per image; None where it has no finite one."""
-        found = [{} if part is None else part.diagnostics for part in self.parts]
+        found = list(self.smaller_numbers) or [{} if part is None else part.diagnostics for part in self.parts]
         names = list(dict.fromkeys(name for numbers in found for name in numbers))
         rows: list[dict[str, tuple[float | None, ...]]] = []
         start = 0
@@ -193,7 +195,8 @@ class Shortening:
         smaller = self._method.smaller_images(self._model, self._family, given)
         if smaller is not None:
             fewer = self._family.image_layouts(self._model, smaller)
-            return _Images(layouts, per_row, smaller=smaller, smaller_layouts=fewer)
+            numbers = self._compared(given, layouts, smaller, fewer) if self._session.spectrum else ()
+            return _Images(layouts, per_row, smaller=smaller, smaller_layouts=fewer, smaller_numbers=numbers)
         vision = self._session.vision
         if vision is not None and vision.is_serving and not self._session.tracing:
             left = vision.each(f"left by {self._method}", self._compress_alone)
@@ -210,7 +213,22 @@ class Shortening:
         wanted = self._method.wanted(self._model, self._family)
         output, views = encode_images(self._model, self._family, given, layouts, wanted)
         with torch.no_grad():
-            return output, views, [self._method.compress(view) for view in views]
+            parts = [self._method.compress(view) for view in views]
+            if self._session.spectrum:
+                parts = [with_ratios(*pair) for pair in zip(views, parts, strict=True)]
+        return output, views, parts
+
+    def _compared(
+        self,
+        given: Mapping[str, Any],
+        layouts: Sequence[ImageLayout],
+        smaller: Mapping[str, Any],
+        fewer: Sequence[ImageLayout],
+    ) -> Sequence[Mapping[str, float]]:
+        """Encode images in both sizes, for their numbers alone."""
+        pairs = ((given, layouts), (smaller, fewer))
+        before, after = (encode_images(self._model, self._family, *pair, Wanted())[1] for pair in pairs)
+        return [ratios_of_images(*pair) for pair in zip(before, after, strict=True)]
 
     def _compress_alone(self, image: Mapping[str, Any]) -> _Left:
         _, (view,), (part,) = self._compress(image, self._family.image_layouts(self._model, image))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from lmms_eval_stability.model_wrappers.families.base import Family
 from lmms_eval_stability.model_wrappers.token_reduction.attention_tap import AttentionTap
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session
 from lmms_eval_stability.model_wrappers.token_reduction.errors import UnsupportedCallError
+from lmms_eval_stability.model_wrappers.token_reduction.ipr import ratios
 from lmms_eval_stability.model_wrappers.token_reduction.sequence import Kept, causal_mask, take
 from lmms_eval_stability.model_wrappers.token_reduction.trace import Trail
 
@@ -54,6 +56,7 @@ class _Prefill:
         kept: The latest shortened sequence and the layer where it begins, for each stage that dropped something.
         trails: What traces are made of, per row; empty unless the session traces.
         cache: The KV cache that this prefill filled; not kept alive.
+        entered: (B, L, d) what entered the first layer that dropped anything, until the prefill's end, if wanted.
     """
 
     start: Kept
@@ -66,6 +69,7 @@ class _Prefill:
     trails: list[Trail] = field(default_factory=list)
     cache: Callable[[], Any] = lambda: None
 
+    entered: Tensor | None = None
     @property
     def now(self) -> Kept:
         """The sequence after the stages so far."""
@@ -271,6 +275,8 @@ class StageHooks:
             row.append(len(stays))
             if prefill.trails:
                 prefill.trails[index].step(self._stages[number].layer, now.columns[index, slots].tolist(), left)
+        if self._session.spectrum and not prefill.kept:
+            prefill.entered = hidden
         kept, slots = now.without(dropped, order)
         prefill.kept.append((self._stages[number].layer, kept))
         if merges:
@@ -313,7 +319,8 @@ class StageHooks:
         if not self._running or self._continuation is not None or prefill is None:
             return None
         layers = (0, *(stage.layer for stage in self._stages))
-        rows = [RowTokens(layers, tuple(row)) for row in prefill.counts]
+        found = zip(prefill.counts, _ratios(prefill), strict=True)
+        rows = [RowTokens(layers, tuple(row), numbers) for row, numbers in found]
         self._session.record(rows, [trail.stages for trail in prefill.trails])
         if not prefill.kept:
             return None
@@ -336,6 +343,25 @@ def _rows(prefill: _Prefill) -> tuple[Tensor, Tensor]:
     rows = now.slot_of(prefill.raters)
     seen = torch.arange(now.columns.shape[1], device=rows.device) <= rows[..., None]
     return rows, seen if now.valid is None else seen & now.valid[:, None]
+
+
+@torch.no_grad()
+def _ratios(prefill: _Prefill) -> list[dict[str, tuple[float | None, ...]]]:
+    """Return each row's inverse participation ratios, see ``ipr``; nothing for rows that lost no token."""
+    states, prefill.entered = prefill.entered, None
+    found: list[dict[str, tuple[float | None, ...]]] = [{} for _ in prefill.counts]
+    if states is None:
+        return found
+    left = prefill.visual.gather(1, prefill.now.columns)
+    if prefill.now.valid is not None:
+        left &= prefill.now.valid
+    for index, row in enumerate(prefill.counts):
+        if row[-1] == row[0]:
+            continue
+        kept = prefill.now.columns[index, left[index]].to(states.device)
+        both = ratios(states[index, prefill.visual[index].to(states.device)], states[index, kept])
+        found[index] = {name: (ratio if math.isfinite(ratio) else None,) for name, ratio in both.items()}
+    return found
 
 
 def _text(prefill: _Prefill, index: int, hidden: Tensor) -> tuple[Tensor, int]:
