@@ -39,6 +39,9 @@ COMMANDS: dict[str, Command] = {
     "spectrum": Command("lmms_eval_stability.commands.spectrum:spectrum", "Spectra before and after quantisation."),
     "study": Command("lmms_eval_stability.commands.study:study", "Run the grid of a YAML, resumed and compared."),
     "tasks": Command("lmms_eval_stability.commands.registered:tasks", "List the tasks added to lmms-eval."),
+    "train-pruner": Command(
+        "lmms_eval_stability.commands.train_pruner:train_pruner", "Train LVPruning's modules for a model."
+    ),
 }
 
 

@@ -95,6 +95,12 @@ METHODS: dict[str, MethodEntry] = {
         "token reduction",
         {"layers": "auto", "tokens": "300-200-110", "literal": False, "rank_rule": False, "scale": 13.5},
     ),
+    "lvpruning": MethodEntry(
+        "token_reduction.lvpruning:LVPruning",
+        "drops visual tokens in stages, by trained modules that read the question",
+        "token reduction",
+        {"pruner": "demo", "keep": "auto", "decide": "topk", "threshold": 0.5, "any_base": False},
+    ),
     "random": MethodEntry(
         "token_reduction.random:Random",
         "keeps random visual tokens: the control that every ranking has to beat",

@@ -182,7 +182,7 @@ def read_task(name: str, skip: int, lmms_eval_name: str) -> TaskSource:
 
 @dataclass(frozen=True)
 class ShapesSource:
-    """The demo's generator: an endless stream of pictures of its training split, one question on each."""
+    """The demo's generator: endless pictures of its training split, with one question each, of the held-out mix."""
 
     seed: int
     size: int | None = None
@@ -191,17 +191,16 @@ class ShapesSource:
     def example(self, family: Family, processor: Any, number: int) -> Example:
         from PIL import Image
 
-        from lmms_eval_stability.demo.dataset import stream
+        from lmms_eval_stability.demo.dataset import KIND_QUOTA, stream
         from lmms_eval_stability.demo.questions import KINDS, all_questions, pick
         from lmms_eval_stability.demo.scenes import decode_jpeg, draw_scene, encode_jpeg, render
-        from lmms_eval_stability.demo.training.batches import TRAINING_MIX
         from lmms_eval_stability.demo.training.prompts import INSTRUCTION
 
         rng = stream("train", "pruner", number, seed=self.seed)
         scene = draw_scene(rng)
         asked = all_questions(scene)
         kinds = [kind for kind in KINDS if asked[kind]]
-        weights = [TRAINING_MIX[kind] for kind in kinds]
+        weights = [KIND_QUOTA[kind] for kind in kinds]
         kind = kinds[int(rng.choice(len(kinds), p=[weight / sum(weights) for weight in weights]))]
         question = pick(rng, asked[kind], set())
         assert question is not None

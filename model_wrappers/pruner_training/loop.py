@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,12 @@ from lmms_eval_stability.model_wrappers.pruner_training.losses import Losses, an
 from lmms_eval_stability.model_wrappers.pruner_training.masking import Decision, Masking
 from lmms_eval_stability.model_wrappers.pruner_training.settings import TrainingSettings
 from lmms_eval_stability.model_wrappers.token_reduction.lvpruning_base import base_config, weights_digest
-from lmms_eval_stability.model_wrappers.token_reduction.lvpruning_modules import Pruner, PrunerCard, PrunerDesign
+from lmms_eval_stability.model_wrappers.token_reduction.lvpruning_modules import (
+    Pruner,
+    PrunerCard,
+    PrunerDesign,
+    spread_noise,
+)
 
 Report = Callable[[str, int, int], None]
 """Called with what is under way, steps done, and steps in all (0: unknown)."""
@@ -74,6 +80,7 @@ class Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(stream_key(settings.seed, "weights"))
             self.pruner = Pruner(self._design()).to(loaded.device)
+            self.pruner.begin_at_shares()
         matrices = [parameter for parameter in self.pruner.parameters() if parameter.dim() > 1]
         others = [parameter for parameter in self.pruner.parameters() if parameter.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -83,9 +90,17 @@ class Trainer:
     def _design(self) -> PrunerDesign:
         settings, depth = self.settings, len(self._decoder.layers)
         hidden = self._decoder.config.hidden_size
+        positions = self._loaded.family.fixed_positions(self._loaded.model)
         try:
             design = PrunerDesign(
-                settings.layers, settings.keep, hidden, settings.width_for(hidden), settings.heads, settings.text
+                layers=settings.layers,
+                keep=settings.keep,
+                hidden=hidden,
+                width=settings.width_for(hidden),
+                heads=settings.heads,
+                text=settings.text,
+                noise=settings.noise,
+                side=0 if positions is None else math.isqrt(positions),
             )
         except ValueError as error:
             raise TrainingSettingsError(str(error)) from error
@@ -209,18 +224,26 @@ class Trainer:
         with masking.attached(self._decoder, None if bool(real.all()) else real):
             hidden = self._decoder(**captured).last_hidden_state
         pruned = head(hidden[rows, before])
-        losses = answer_losses(pruned, unpruned, ids[rows, places], batch.lengths, masking.shares, settings.keep)
+        targets, temperature = ids[rows, places], settings.weights.temperature
+        losses = answer_losses(pruned, unpruned, targets, batch.lengths, masking.shares, settings.keep, temperature)
         return losses, masking.shares
 
-    def _noise(self, micro: Micro, visual: Tensor) -> list[Tensor]:
-        """Return logistic noise per stage, (B, L): that of a token depends on its example and its number only."""
-        noise = torch.zeros(len(self.settings.layers), *visual.shape)
+    def _noise(self, micro: Micro, visual: Tensor) -> Tensor:
+        """Return logistic noise (B, L): that of a visual token depends on its example and its number only.
+
+        It is the same at all stages: what one stage keeps by luck, the next does not lose by bad luck.
+        """
+        noise, design = torch.zeros(visual.shape), self.pruner.design
         for row, position in enumerate(micro.positions):
             places = visual[row].cpu().nonzero().squeeze(1)
             generator = torch.Generator().manual_seed(stream_key(self.settings.seed, "noise", position))
-            uniform = torch.rand(len(noise), len(places), generator=generator).clamp(1e-6, 1 - 1e-6)
-            noise[:, row, places] = uniform.logit()
-        return list(noise.to(visual.device))
+            if design.noise == "spread":
+                shift = float(torch.rand((), generator=generator))
+                noise[row, places] = spread_noise(len(places), design.side, shift)
+            else:
+                uniform = torch.rand(len(places), generator=generator).clamp(1e-6, 1 - 1e-6)
+                noise[row, places] = uniform.logit()
+        return noise.to(visual.device)
 
     def _update(self, loss: float) -> None:
         """Take a step with the mean of all processes' gradients."""

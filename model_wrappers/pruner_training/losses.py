@@ -11,11 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the parts of the loss."""
+    """Weights of the parts of the loss, and the temperature at which the two models' distributions are compared."""
 
     answer: float = 1.0
     ratio: float = 2.0
     distill: float = 0.5
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Losses:
         answer: cross-entropy of the answer's tokens.
         ratio: squared difference between the share of tokens kept and that wanted, mean over stages.
         distill: Kullback-Leibler divergence of the pruned model's distribution from the unpruned one's, at the answer's
-            tokens: KL(unpruned || pruned).
+            tokens: KL(unpruned || pruned) of the logits divided by a temperature, times its square. A high one teaches
+            from answers, too, of which both models are sure.
         agreement: share of rows whose most probable first token is the unpruned model's; not part of the loss.
     """
 
@@ -47,6 +49,7 @@ def answer_losses(
     lengths: Sequence[int],
     shares: Sequence[Tensor],
     keep: Sequence[float],
+    temperature: float = 1.0,
 ) -> Losses:
     """Return the losses of B rows with M answer tokens altogether.
 
@@ -57,14 +60,12 @@ def answer_losses(
         lengths: tokens of each row's answer; they sum to M.
         shares: per stage (B,), share of the row's visual tokens that is kept.
         keep: per stage, the share that is wanted.
+        temperature: of the distillation.
     """
-    log_pruned, log_unpruned = pruned.float().log_softmax(-1), unpruned.float().log_softmax(-1)
-    per_token = torch.stack(
-        [
-            -log_pruned.gather(1, targets[:, None]).squeeze(1),
-            (log_unpruned.exp() * (log_unpruned - log_pruned)).sum(-1),
-        ]
-    )
+    log_pruned, log_unpruned = ((logits.float() / temperature).log_softmax(-1) for logits in (pruned, unpruned))
+    divergence = (log_unpruned.exp() * (log_unpruned - log_pruned)).sum(-1) * temperature**2
+    surprise = -pruned.float().log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+    per_token = torch.stack([surprise, divergence])
     rows = torch.stack([part.mean(dim=1) for part in per_token.split(list(lengths), dim=1)], dim=1)  # (2, B)
     first = [sum(lengths[:row]) for row in range(len(lengths))]
     same = pruned[first].argmax(-1) == unpruned[first].argmax(-1)

@@ -30,6 +30,7 @@ class TrainingSettings:
         clip: largest norm of the gradient.
         weights: of the parts of the loss.
         sampling, temperature: see ``Decision``.
+        noise: see ``PrunerDesign``.
         seed: of initial weights, order of examples and noise.
     """
 
@@ -46,6 +47,7 @@ class TrainingSettings:
     clip: float = 1.0
     weights: LossWeights = field(default_factory=LossWeights)
     sampling: str = "gumbel"
+    noise: str = "spread"
     temperature: float = 1.0
     seed: int = 0
 
@@ -57,6 +59,8 @@ class TrainingSettings:
             if not 0 < getattr(self, name) < math.inf:
                 raise TrainingSettingsError(f"{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
         weights = asdict(self.weights)
+        if not weights.pop("temperature") > 0:
+            raise TrainingSettingsError(f"distill-temperature must be above 0, not {self.weights.temperature}")
         if min(weights.values()) < 0 or not any(weights.values()):
             raise TrainingSettingsError(f"weights of the loss must not be below 0, and not all 0, as {weights}")
         if self.sampling not in SAMPLING or self.text not in TEXTS:

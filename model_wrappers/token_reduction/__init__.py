@@ -1,10 +1,11 @@
-"""Training-free visual token reduction: one method, one file."""
+"""Visual token reduction: one method, one file. All but LVPruning are training-free."""
 
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session, TokenReducer
 from lmms_eval_stability.model_wrappers.token_reduction.downsample import Downsample
 from lmms_eval_stability.model_wrappers.token_reduction.fastv import FastV
 from lmms_eval_stability.model_wrappers.token_reduction.hired import HiRED
 from lmms_eval_stability.model_wrappers.token_reduction.lofi import LoFi
+from lmms_eval_stability.model_wrappers.token_reduction.lvpruning import LVPruning
 from lmms_eval_stability.model_wrappers.token_reduction.pyramiddrop import PyramidDrop
 from lmms_eval_stability.model_wrappers.token_reduction.random import Random
 from lmms_eval_stability.model_wrappers.token_reduction.sparsevlm import SparseVLM
@@ -14,6 +15,7 @@ __all__ = [
     "Downsample",
     "FastV",
     "HiRED",
+    "LVPruning",
     "LoFi",
     "PyramidDrop",
     "Random",

@@ -54,6 +54,7 @@ class Reduction:
             alike. Where positions are a grid's, that is the position it gets.
         sources: (M,) indices of the tokens that went into merged ones, for the trace.
         into: (M,) index into ``merged`` of each of them.
+        scores: (n,) what a method wants to know of ``stays`` at its next stage; see ``reduce_by_text``.
     """
 
     stays: Tensor
@@ -61,6 +62,7 @@ class Reduction:
     places: Tensor | None = None
     sources: Tensor | None = None
     into: Tensor | None = None
+    scores: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,9 @@ class InsideLLM(TokenReducer):
         n = self.keep_count(stage, entered, hidden.shape[0])
         return Reduction(self.select(self.score(attention), n))
 
-    def reduce_by_text(self, stage: int, entered: int, visual: Tensor, text: Tensor, after: int) -> Reduction:
+    def reduce_by_text(
+        self, stage: int, entered: int, visual: Tensor, text: Tensor, after: int, scores: Tensor | None
+    ) -> Reduction:
         """Do one stage without an ``attention_layer`` of one prompt; asked only where ``acts`` says so.
 
         Args:
@@ -143,6 +147,7 @@ class InsideLLM(TokenReducer):
             visual: (N, d) the visual tokens that are left, as they enter the layer of the stage.
             text: (T, d) all text tokens of the prompt, likewise.
             after: How many of these, the last ones, stand behind the last visual token of the prompt.
+            scores: (N,) what the stage before returned as ``Reduction.scores``, if any.
         """
         raise NotImplementedError
 

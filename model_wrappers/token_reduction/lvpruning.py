@@ -17,6 +17,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.lvpruning_modules import
     PrunerCard,
     load_pruner,
     read_card,
+    spread_noise,
     stage_logits,
 )
 from lmms_eval_stability.model_wrappers.token_reduction.spelling import AUTO, Numbers, shares, spelled
@@ -154,7 +155,8 @@ class LVPruning(InsideLLM):
     def acts(self, stage: int, entered: int, now: int) -> bool:
         if self.decide == "threshold":
             return self.threshold > 0 and now > 1
-        return super().acts(stage, entered, now)
+        # Also where nothing is dropped yet: later modules add to what this one says.
+        return any(self.keep_count(later, entered, now) < now for later in range(stage, len(self.ratios)))
 
     def keep_count(self, stage: int, entered: int, now: int) -> int:
         return min(now, max(1, round(entered * self.ratios[stage])))
@@ -172,10 +174,17 @@ class LVPruning(InsideLLM):
         """Return the ``n`` highest logits' indices in ascending order: (N,) -> (n,). Of equal ones the first wins."""
         return logits.argsort(descending=True, stable=True)[:n].sort().values
 
-    def reduce_by_text(self, stage: int, entered: int, visual: Tensor, text: Tensor, after: int) -> Reduction:
-        """Ask the stage's module."""
+    def reduce_by_text(
+        self, stage: int, entered: int, visual: Tensor, text: Tensor, after: int, scores: Tensor | None
+    ) -> Reduction:
+        """Ask the stage's module; what it says is added to what those before it said."""
         asked = text[len(text) - after :] if self.card.design.text == "question" and after else text
-        logits = stage_logits(self.modules, stage, visual, asked)
+        design = self.card.design
+        if scores is None and design.noise == "spread" and self.decide == "topk":
+            scores = spread_noise(len(visual), design.side)
+        logits = stage_logits(self.modules, stage, visual, asked, scores)
         if self.decide == "threshold":
-            return Reduction(self.select_above(logits))
-        return Reduction(self.select(logits, self.keep_count(stage, entered, len(visual))))
+            stays = self.select_above(logits)
+        else:
+            stays = self.select(logits, self.keep_count(stage, entered, len(visual)))
+        return Reduction(stays, scores=logits[stays])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ WEIGHTS = "pruner.safetensors"
 FORMAT = 1
 #: What the vision tokens ask: all text of the prompt, or only what stands behind the last image.
 TEXTS = ("all", "question")
+#: How chance is added to the logits: independently for every token, in training only; or spread evenly over the image.
+NOISES = ("random", "spread")
+#: Two irrational steps whose multiples fill the unit interval evenly along rows and columns (Roberts' R2 sequence).
+_STEPS = (0.7548776662466927, 0.5698402909980532)
 
 
 class PrunerFileError(TokenReductionError, ValueError):
@@ -37,6 +42,8 @@ class PrunerDesign:
         width: Width of the modules.
         heads: Heads of their cross-attention; divides ``width``.
         text: The text tokens that are keys and values, one of ``TEXTS``.
+        noise: One of ``NOISES``. With ``spread`` it is added at inference, too.
+        side: Tokens per row of an image, for ``spread``; 0 where images differ: the square root of their number.
     """
 
     layers: tuple[int, ...]
@@ -45,6 +52,8 @@ class PrunerDesign:
     width: int
     heads: int
     text: str = "all"
+    noise: str = "random"
+    side: int = 0
 
     def __post_init__(self) -> None:
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 1:
@@ -60,14 +69,17 @@ class PrunerDesign:
             raise PrunerFileError(f"pruner: width {self.width} is not a multiple of {self.heads} heads")
         if self.text not in TEXTS:
             raise PrunerFileError(f"pruner: text must be one of {', '.join(TEXTS)}, not {self.text!r}")
+        if self.noise not in NOISES:
+            raise PrunerFileError(f"pruner: noise must be one of {', '.join(NOISES)}, not {self.noise!r}")
 
 
 class PruningModule(nn.Module):
     """Says of every vision token whether it stays, after asking the language tokens (Sun et al., section 3).
 
     Vision tokens are queries, language tokens keys and values of one cross-attention; a two-layer perceptron reads its
-    result beside the query. The order of layers and norms is our choice (pre-norm, as the decoder's). It computes in
-    float32 whatever the base computes in.
+    result beside the query. The order of layers and norms is our choice (pre-norm, as the decoder's), and so is that a
+    module adds to the logits of the modules before it: their verdict stands until there is reason to change it. It
+    computes in float32 whatever the base computes in.
     """
 
     def __init__(self, hidden: int, width: int, heads: int) -> None:
@@ -84,7 +96,9 @@ class PruningModule(nn.Module):
         self.decide = nn.Linear(2 * width, 1)
 
     def forward(self, vision: Tensor, language: Tensor, real: Tensor | None = None) -> Tensor:
-        """Return logits of staying: (B, N, d), (B, T, d) -> (B, N) float32, before any noise; above 0 means keep.
+        """Return what this module adds to the logits of staying: (B, N, d), (B, T, d) -> (B, N) float32.
+
+        A token whose sum is above 0 should stay.
 
         Args:
             vision: Hidden states of the vision tokens.
@@ -110,6 +124,15 @@ class Pruner(nn.Module):
         super().__init__()
         self.design = design
         self.stages = nn.ModuleList(PruningModule(design.hidden, design.width, design.heads) for _ in design.layers)
+
+    def begin_at_shares(self) -> None:
+        """Set the last layers so that, with noise, each stage begins at its share, and prefers no token to another."""
+        before = 0.0
+        for module, share in zip(self.stages, self.design.keep, strict=True):
+            logit = math.log(min(share, 0.99) / (1 - min(share, 0.99)))
+            nn.init.constant_(module.decide.bias, logit - before)
+            nn.init.zeros_(module.decide.weight)
+            before = logit
 
 
 @dataclass(frozen=True)
@@ -187,9 +210,30 @@ def load_pruner(folder: Path) -> Pruner:
     return pruner.eval().requires_grad_(False)
 
 
-def stage_logits(pruner: Pruner, stage: int, vision: Tensor, language: Tensor) -> Tensor:
-    """Return one prompt's logits of one stage: (N, d), (T, d) -> (N,) float32, on the device of ``vision``."""
+def spread_noise(n: int, side: int, shift: float = 0.0) -> Tensor:
+    """Return logistic noise (n,) for the tokens of an image, row by row, that differs as evenly as it can.
+
+    As in the dithering of pictures: where all logits are equal, the tokens with the highest sums are spread over the
+    image instead of being in clusters, as those of independent noise are; where logits differ, more of them are where
+    these are higher.
+
+    Args:
+        n: Tokens; several images, or tiles, are read on as if they were further rows.
+        side: Tokens per row; 0 takes the square root of ``n``.
+        shift: Moves all values by as much of the unit interval.
+    """
+    side = side or max(1, math.isqrt(n))
+    number = torch.arange(n, dtype=torch.float64)
+    uniform = ((number // side) * _STEPS[0] + (number % side) * _STEPS[1] + shift) % 1
+    return uniform.clamp(1e-4, 1 - 1e-4).logit().float()
+
+
+def stage_logits(pruner: Pruner, stage: int, vision: Tensor, language: Tensor, before: Tensor | None) -> Tensor:
+    """Return one prompt's logits of one stage: (N, d), (T, d) -> (N,) float32, on the device of ``vision``.
+
+    ``before`` are the logits (N,) of the stage before, or None.
+    """
     module = pruner.stages[stage].to(vision.device)
     with torch.no_grad():
         logits: Tensor = module(vision[None], language[None].to(vision.device))[0]
-    return logits
+    return logits if before is None else before.to(logits.device) + logits

@@ -55,6 +55,7 @@ class _Prefill:
         counts: Visual tokens of each row: those of the prompt, then after each stage.
         kept: The latest shortened sequence and the layer where it begins, for each stage that dropped something.
         trails: What traces are made of, per row; empty unless the session traces.
+        scores: What the latest stage said of the tokens that it left, by row.
         cache: The KV cache that this prefill filled; not kept alive.
         entered: (B, L, d) what entered the first layer that dropped anything, until the prefill's end, if wanted.
     """
@@ -67,6 +68,7 @@ class _Prefill:
     counts: list[list[int]]
     kept: list[tuple[int, Kept]] = field(default_factory=list)
     trails: list[Trail] = field(default_factory=list)
+    scores: dict[int, Tensor | None] = field(default_factory=dict)
     cache: Callable[[], Any] = lambda: None
 
     entered: Tensor | None = None
@@ -260,7 +262,9 @@ class StageHooks:
             if index in acting:
                 tokens = hidden[index, slots.to(hidden.device)]
                 if attention is None:
-                    left = self._method.reduce_by_text(number, row[0], tokens, *_text(prefill, index, hidden))
+                    text, before = _text(prefill, index, hidden), prefill.scores.get(index)
+                    left = self._method.reduce_by_text(number, row[0], tokens, *text, before)
+                    prefill.scores[index] = left.scores
                 else:
                     rows = attention[index, :, : prefill.raters_of_row[index]]
                     left = self._method.reduce(number, row[0], rows[..., slots.to(rows.device)], tokens)

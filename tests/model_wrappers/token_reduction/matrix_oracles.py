@@ -14,13 +14,19 @@ from torch import Tensor
 from lmms_eval_stability.model_wrappers.token_reduction import (
     Downsample,
     FastV,
+    LVPruning,
     PyramidDrop,
     SparseVLM,
     TokenReducer,
 )
 from lmms_eval_stability.model_wrappers.token_reduction.before_llm import BeforeLLM
 from lmms_eval_stability.model_wrappers.token_reduction.vision import encode_images
-from tests.model_wrappers.token_reduction import fastv_oracle, pyramiddrop_oracle, sparsevlm_oracle
+from tests.model_wrappers.token_reduction import (
+    fastv_oracle,
+    lvpruning_oracle,
+    pyramiddrop_oracle,
+    sparsevlm_oracle,
+)
 from tests.model_wrappers.token_reduction.conftest import Tiny
 from tests.model_wrappers.token_reduction.test_inside_llm import extended
 
@@ -47,6 +53,10 @@ def expect(tiny: Tiny, method: TokenReducer, inputs: dict[str, Any], answer: Ten
         goals = {s.layer: method.keep_count(i, n, n) for i, s in enumerate(method.stages(len(tiny.layers)))}
         found = pyramiddrop_oracle.run(tiny, full, goals, query, renumber and method.renumber)
         return Expected(found.logits, (n, *goals.values()))
+    if isinstance(method, LVPruning):
+        counts = [method.keep_count(i, n, n) for i in range(stages)]
+        found = lvpruning_oracle.run(tiny, full, method.modules, counts, query)
+        return Expected(found.logits, (n, *counts))
     if isinstance(method, SparseVLM):
         keeps, now = {}, n
         for i, stage in enumerate(method.stages(len(tiny.layers))):

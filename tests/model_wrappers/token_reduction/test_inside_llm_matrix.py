@@ -16,6 +16,7 @@ from tests.model_wrappers.token_reduction.conftest import (
     QUESTION,
     Tiny,
 )
+from tests.model_wrappers.token_reduction.lvpruning_untrained import LVPruning
 from tests.model_wrappers.token_reduction.test_attach import fail, traces
 from tests.model_wrappers.token_reduction.test_batches import RAGGED, padded_right
 from tests.model_wrappers.token_reduction.test_inside_llm import CLOSE, extended, kept_columns
@@ -25,6 +26,7 @@ CASES = {
     "pyramiddrop": PyramidDrop(),
     "pyramiddrop_original_positions": PyramidDrop(renumber=False),
     "sparsevlm": SparseVLM(),
+    "lvpruning": LVPruning(),
 }
 
 
@@ -76,7 +78,8 @@ def test_an_exception_leaves_nothing_behind(
     inputs = llava.one()
     logits = llava.logits(inputs)
     before = traces(llava)
-    layer = llava.layers[method.stages(len(llava.layers))[0].attention_layer]
+    stage = method.stages(len(llava.layers))[0]
+    layer = llava.layers[stage.layer if stage.attention_layer is None else stage.attention_layer]
     with method.attach(llava.model, llava.family) as session:
         good = llava.logits(inputs)
         with monkeypatch.context() as patch:

@@ -63,6 +63,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.errors import InvalidPar
 from lmms_eval_stability.model_wrappers.token_reduction.inside_llm import InsideLLM
 from lmms_eval_stability.model_wrappers.token_reduction.vision import ImageView
 from tests.model_wrappers.token_reduction.conftest import Spec, Tiny
+from tests.model_wrappers.token_reduction.lvpruning_untrained import LVPruning
 from tests.model_wrappers.token_reduction.matrix_oracles import expect
 from tests.model_wrappers.token_reduction.real_geometry import build_real_geometry
 from tests.model_wrappers.token_reduction.test_attach import fail, traces
@@ -80,6 +81,7 @@ METHODS: dict[str, tuple[TokenReducer, TokenReducer]] = {
     "pyramiddrop": (PyramidDrop(), PyramidDrop(ratios="1-1-1")),
     "pyramiddrop_original_positions": (PyramidDrop(renumber=False), PyramidDrop(ratios="1-1-1", renumber=False)),
     "sparsevlm": (SparseVLM(), SparseVLM(tokens="576-576-576")),
+    "lvpruning": (LVPruning(), LVPruning(keep=1)),
     "visionzip": (VisionZip(), VisionZip(dominant=500, contextual=76)),
     "hired": (HiRED(budget=0.3), HiRED(budget=1)),
     "lofi": (LoFi(rank=4), LoFi(tokens=576, rank=4)),
