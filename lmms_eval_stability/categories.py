@@ -139,6 +139,7 @@ DIMENSIONS: tuple[Dimension, ...] = (
     Dimension("category", ("mmbench",), _field("gpt_eval_score", "category")),
     Dimension("kind", ("shapes_vqa",), _field("shapes_record", "kind")),
     Dimension("background", ("shapes_vqa_spurious",), _field("shapes_record", "group")),
+    Dimension("answerability", ("vizwiz_vqa",), _field("vizwiz_record", "answerability")),
     Dimension("kind", ("vqa_rad",), _field("vqa_rad_record", "kind")),
     Dimension("kind", ("llava_med_conversation",), _field("llava_med_record", "kind")),
     Dimension("domain", ("llava_med_conversation",), _field("llava_med_record", "domain")),
