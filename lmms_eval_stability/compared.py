@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .categories import CategoryRow
 from .changes import TaskChanges
 from .confounders import Confounder
+from .consistency import TaskConsistency
 from .divergence import Divergence
 from .overlap import TaskOverlap
 from .problems import Problem
@@ -73,7 +74,8 @@ class Comparison:
 
     `reruns` are the baseline's own re-runs; `prediction` is the policy that says which text of an answer is compared;
     `overlaps` says of each task that several runs have whether they diverge on the same samples; `flip_regressions`,
-    where reliability was asked for, of each such task which samples flip under all runs together.
+    where reliability was asked for, of each such task which samples flip under all runs together; `consistency`
+    relates, where token reductions logged it, the change of their spectrum to changed answers.
     """
 
     label: str
@@ -84,6 +86,7 @@ class Comparison:
     prediction: str = SCORED
     overlaps: tuple[TaskOverlap, ...] = ()
     flip_regressions: tuple[PooledRegression, ...] = ()
+    consistency: tuple[TaskConsistency, ...] = ()
 
     @property
     def measured_reliability(self) -> bool:

@@ -19,6 +19,7 @@ from .choices import Choices
 from .clusters import Clusters, find_clusters, with_clusters
 from .compared import Comparison, Rerun, RunComparison
 from .confounders import Confounder, confounders, labels, other_subject
+from .consistency import ConsistencyStudy
 from .cost import Geometry
 from .divergence import Divergence, average, diverge
 from .doubts import doubtful_logs, doubtful_metrics, doubtful_scores, short_log
@@ -123,6 +124,7 @@ class _Comparer:
         self.changes: list[list[TaskChanges]] = [[] for _ in runs]
         self.right: list[list[int]] = [[] for _ in runs]
         self.overlaps: list[TaskOverlap] = []
+        self.consistency = ConsistencyStudy()
         self.reliability: ReliabilityStudy | None = None
         if reliability:
             from .reliability_study import ReliabilityStudy
@@ -151,6 +153,7 @@ class _Comparer:
             self.choices.prediction,
             tuple(self.overlaps),
             tuple(self.reliability.pooled) if self.reliability is not None else (),
+            consistency=self.consistency.tasks(),
         )
 
     def _check_results_files(self) -> None:
@@ -215,6 +218,7 @@ class _Comparer:
             self.categories[i] += all_categories(pairs, base.labels, self.base_label, self.labels[i], at)
             self.changes[i].append(TaskChanges(task, changes(pairs)))
             self.right[i].append(int(pairs.frame["correct_baseline"].sum()))
+            self.consistency.add(self.labels[i], pairs, table.ipr)
             self._measure_reliability(i, pairs, base, table, clusters)
             self.warnings[i] += [*notes, *short_log(run, table), *doubtful_logs(self.base, base, run, table)]
             negative[self.labels[i]], changed[self.labels[i]] = DivergedSet.negative(pairs), DivergedSet.changed(pairs)

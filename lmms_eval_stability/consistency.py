@@ -10,20 +10,29 @@ the sample log holds.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import factorial, isfinite, nan
 from typing import TYPE_CHECKING, Any
 
+from .divergence import NO_RATE, Rate, wilson
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
+
+    from .pairing import PairedSamples
 
     Floats = NDArray[np.float64]
 
 RESAMPLES = 9999
 #: Permutations of long columns held at once, in numbers: 64 MB.
 _BLOCK = 1 << 23
+#: Across samples, permutations times samples are at most so many numbers, a twentieth of a second ...
+_NUMBERS = 5_000_000
+#: ... but permutations at least so many.
+_LEAST = 999
 
 
 @dataclass(frozen=True)
@@ -35,63 +44,147 @@ class Correlation:
         rho: nan for fewer than three points, or where one of the columns is constant.
         p: two-sided permutation p-value; nan where rho is.
         exact: whether all permutations were listed.
+        resamples: random permutations, where they were not.
     """
 
     n: int
     rho: float
     p: float
     exact: bool = False
+    resamples: int = 0
 
     def record(self) -> dict[str, Any]:
         """One flat dict, nan as None."""
         numbers = {"rho": self.rho, "p": self.p}
-        return {"n": self.n, **{k: v if isfinite(v) else None for k, v in numbers.items()}, "exact": self.exact}
+        known = {name: value if isfinite(value) else None for name, value in numbers.items()}
+        return {"points": self.n, **known, "exact": self.exact, "resamples": self.resamples}
 
 
 @dataclass(frozen=True)
-class RunSpectrum:
+class RunConsistency:
     """What one run says of one task.
 
     Attributes:
-        label: of the run. task: of the pairs.
-        change: (pairs,) |IPR(kept) - IPR(all)| of each sample, mean over its images; nan where the log has none.
-        changed: (pairs,) bool, whether the answer changed.
+        run: its label.
+        n: pairs whose log has both numbers. missing: pairs without.
+        change: mean |IPR(kept) - IPR(all)| over these.
+        consistency: 1 - DR over these, with Wilson's interval.
+        samples: across samples, the change of the IPR against the answer staying the same.
     """
 
-    label: str
-    task: str
-    change: Floats
-    changed: NDArray[np.bool_]
+    run: str
+    n: int
+    missing: int
+    change: float
+    consistency: Rate
+    samples: Correlation
 
-    @property
-    def known(self) -> NDArray[np.bool_]:
-        """Which pairs have a change."""
+    def record(self) -> dict[str, Any]:
+        """One flat dict, nan as None."""
+        same = self.consistency
+        ends = {"consistency": same.value, "consistency_low": same.low, "consistency_high": same.high}
+        whole = {"run": self.run, "n": self.n, "missing": self.missing, "ipr_change": self.change, **ends}
+        return {**whole, **{name: value for name, value in self.samples.record().items() if name != "points"}}
+
+
+@dataclass(frozen=True)
+class TaskConsistency:
+    """All runs of a task whose logs have both numbers, and the correlation across them: mean change against 1 - DR."""
+
+    task: str
+    runs: tuple[RunConsistency, ...]
+    across: Correlation
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"task": self.task, "across": self.across.record(), "runs": [run.record() for run in self.runs]}
+
+
+class IprColumns:
+    """What the lines of a log say about the IPR of their visual tokens: 16 bytes per line that says anything."""
+
+    def __init__(self) -> None:
+        self._docs, self._changes = array("q"), array("d")
+
+    def __len__(self) -> int:
+        return len(self._docs)
+
+    def add(self, doc_id: int, diagnostics: Any) -> None:
+        """Note |IPR(kept) - IPR(all)| of one line, mean over its images; nothing if the line does not say."""
+        if type(diagnostics) is not dict:
+            return
+        full, kept = diagnostics.get("ipr_full"), diagnostics.get("ipr_kept")
+        if type(full) is not list or type(kept) is not list or len(full) != len(kept):
+            return
+        pairs = [(a, b) for a, b in zip(full, kept, strict=True) if _is_ratio(a) and _is_ratio(b)]
+        if pairs:
+            self._docs.append(doc_id)
+            self._changes.append(sum(abs(b - a) for a, b in pairs) / len(pairs))
+
+    def changes(self, docs: ArrayLike) -> Floats:
+        """(m,) change of these documents; nan where their line does not say. Of several lines the first counts."""
         import numpy as np
 
-        return np.isfinite(self.change)
-
-    @property
-    def consistency(self) -> float:
-        """1 - DR over the pairs with a known change; nan without any."""
-        known = self.known
-        return 1 - float(self.changed[known].mean()) if known.any() else nan
-
-    @property
-    def mean_change(self) -> float:
-        """Mean change of the IPR; nan without any."""
-        known = self.known
-        return float(self.change[known].mean()) if known.any() else nan
-
-    def correlation(self, seed: int = 0) -> Correlation:
-        """Across samples: change of the IPR against the answer staying the same."""
-        known = self.known
-        return spearman(self.change[known], ~self.changed[known], seed=seed)
+        wanted = np.asarray(docs, dtype=np.int64)
+        found = np.full(len(wanted), nan)
+        if not self._docs:
+            return found
+        known, first = np.unique(np.array(self._docs, dtype=np.int64), return_index=True)
+        places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        there = known[places] == wanted
+        found[there] = np.array(self._changes)[first][places[there]]
+        return found
 
 
-def across_runs(runs: Sequence[RunSpectrum], seed: int = 0) -> Correlation:
+def _is_ratio(value: Any) -> bool:
+    return type(value) in (float, int) and 0 <= value <= 1.001
+
+
+class ConsistencyStudy:
+    """Collects what the runs of a comparison say, task by task."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, list[RunConsistency]] = {}
+
+    def add(self, run: str, pairs: PairedSamples, ipr: IprColumns) -> None:
+        """Measure one task of one run; nothing if its log has no IPR (baselines, quantisation, other models)."""
+        if len(ipr):
+            frame = pairs.frame
+            found = measure_consistency(run, ipr.changes(frame["doc_id"]), frame["changed"])
+            if found.n:
+                self._tasks.setdefault(pairs.task, []).append(found)
+
+    def tasks(self) -> tuple[TaskConsistency, ...]:
+        """What was found."""
+        return tuple(TaskConsistency(task, tuple(runs), across_runs(runs)) for task, runs in self._tasks.items())
+
+
+def measure_consistency(run: str, change: ArrayLike, changed: ArrayLike, seed: int = 0) -> RunConsistency:
+    """Relate the change of the IPR of each sample to whether its answer changed.
+
+    Args:
+        run: label.
+        change: (n,) |IPR(kept) - IPR(all)|; nan where unknown.
+        changed: (n,) whether the answer changed.
+        seed: of the permutations.
+    """
+    import numpy as np
+
+    change, changed = np.asarray(change, dtype=float), np.asarray(changed, dtype=bool)
+    known = np.isfinite(change)
+    n = int(known.sum())
+    if not n:
+        return RunConsistency(run, 0, len(known), nan, NO_RATE, Correlation(0, nan, nan))
+    same = ~changed[known]
+    resamples = max(_LEAST, min(RESAMPLES, _NUMBERS // n))
+    rank = spearman(change[known], same, resamples=resamples, seed=seed)
+    return RunConsistency(run, n, len(known) - n, float(change[known].mean()), wilson(int(same.sum()), n), rank)
+
+
+def across_runs(runs: Sequence[RunConsistency], seed: int = 0) -> Correlation:
     """Across runs of one task: mean change of the IPR against 1 - DR; runs without a change are left out."""
-    points = [(run.mean_change, run.consistency) for run in runs if run.known.any()]
-    return spearman([x for x, _ in points], [y for _, y in points], seed=seed)
+    known = [run for run in runs if run.n]
+    return spearman([run.change for run in known], [run.consistency.value for run in known], seed=seed)
 
 
 def spearman(x: ArrayLike, y: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Correlation:
@@ -119,7 +212,7 @@ def spearman(x: ArrayLike, y: ArrayLike, *, resamples: int = RESAMPLES, seed: in
     if factorial(min(n, 12)) <= resamples:
         return Correlation(n, rho, _listed(a, b, abs(rho)), exact=True)
     extreme = sum(_extreme(a, b, abs(rho), count, rng) for count, rng in _blocks(n, resamples, seed))
-    return Correlation(n, rho, (1 + extreme) / (1 + resamples))
+    return Correlation(n, rho, (1 + extreme) / (1 + resamples), resamples=resamples)
 
 
 def _listed(a: Floats, b: Floats, least: float) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .consistency import IprColumns
 from .cost import TokenTotals
 from .errors import RunFormatError
 from .harness_logs import RESULTS as HARNESS_RESULTS
@@ -67,6 +68,7 @@ class SampleTable:
         adapter: name of the rules by which the answers were judged; empty before that.
         parses: these rules look for a choice in an answer and may find none.
         logprobs: how sure the model was, see `reliability_columns`; None where nobody asked for it.
+        ipr: how far the spectrum of each sample's visual tokens changed, see `consistency`.
     """
 
     task: str
@@ -84,6 +86,7 @@ class SampleTable:
     totals: TokenTotals = field(default_factory=TokenTotals)
     labels: pd.DataFrame | None = None
     logprobs: LogProbabilities | None = None
+    ipr: IprColumns = field(default_factory=IprColumns)
 
 
 class _Columns:
@@ -100,7 +103,7 @@ class _Columns:
         self.extra: list[Any] = []
         self.labels: dict[str, list[str | None]] = {}
         self.facts: dict[str, Any] = {}
-        self.totals = TokenTotals()
+        self.totals, self.ipr = TokenTotals(), IprColumns()
         self.n_choices = self.first_list = self.n_measured = 0
         self.metric = ""
         self.logprobs: LogProbabilityColumns | None = None
@@ -163,6 +166,7 @@ class _Columns:
         if measured:
             self.n_measured += 1
             self.totals.add(measured)
+            self.ipr.add(self.doc_id[-1], measured.get("diagnostics"))
             # of several requests, the choices of a question, none is the answer
             if self.logprobs is not None and len(counts) == 1:
                 self.logprobs.add(self.doc_id[-1], measured)
@@ -263,6 +267,7 @@ def read_samples(
         totals=columns.totals,
         labels=columns.label_frame(),
         logprobs=None if columns.logprobs is None else columns.logprobs.table(),
+        ipr=columns.ipr,
     )
 
 

@@ -30,6 +30,7 @@ def to_json(comparison: Comparison) -> str:
         "comparisons": comparison.records(),
         "overlap": [overlap_record(overlap) for overlap in comparison.overlaps],
         "flip_regressions": [one.record() for one in comparison.flip_regressions],
+        "consistency": [one.record() for one in comparison.consistency],
     }
     return json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
