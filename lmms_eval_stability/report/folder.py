@@ -13,6 +13,7 @@ from ..comparison import Comparison
 from ..errors import OutputError
 from ..leaderboard import leaderboards
 from ..pairing import PairedSamples
+from .consistency import to_csv as consistency_csv
 from .figure import save_figure
 from .latex import comparison_latex
 from .machine import to_csv, to_json
@@ -117,6 +118,7 @@ class ReportFolder:
                 "divergence.md": to_markdown(comparison),
                 "tables.tex": comparison_latex(comparison),
                 **leaderboards(comparison),
+                **({"consistency.csv": consistency_csv(comparison)} if comparison.consistency else {}),
                 **({"reliability.csv": reliability_csv(comparison)} if comparison.measured_reliability else {}),
             }.items():
                 self._temporary(name).write_text(text, encoding="utf-8", errors="replace")

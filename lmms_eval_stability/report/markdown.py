@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ..comparison import Comparison, RunComparison
+from .consistency import consistency_grids, consistency_lines
 from .reliability import pooled_grids, pooled_lines, reliability_grids, reliability_lines
 from .sections import category_grids, changes_grid, overlap_grid, overlap_lines
 from .values import (
@@ -29,10 +30,11 @@ def to_markdown(comparison: Comparison) -> str:
     """One section with a table per run; rates and scores of benchmarks with a scale from 0 to 1 in percent."""
     sections = [_section(run, comparison) for run in comparison.runs]
     lines = [*filter(None, [mcnemar_line(comparison)]), *overlap_lines(comparison), *pooled_lines(comparison)]
+    lines += consistency_lines(comparison)
     if lines:
         sections.append("\n".join(["## All runs together", "", *(f"- {escape(line)}" for line in lines), ""]))
     sections += [_grid(*overlap_grid(overlap)) for overlap in comparison.overlaps]
-    sections += [_grid(*grid) for grid in pooled_grids(comparison)]
+    sections += [_grid(*grid) for grid in (*pooled_grids(comparison), *consistency_grids(comparison))]
     return "\n".join(sections)
 
 

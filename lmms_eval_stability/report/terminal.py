@@ -6,6 +6,7 @@ from typing import IO, TYPE_CHECKING
 
 from ..averages import AVERAGES
 from ..comparison import Comparison, RunComparison
+from .consistency import consistency_lines
 from .reliability import pooled_grids, pooled_lines, reliability_grids, reliability_lines
 from .sections import Grid, changes_lines, overlap_lines
 from .values import (
@@ -52,7 +53,7 @@ def print_comparison(comparison: Comparison, file: IO[str]) -> None:
         for line in [*floor_lines(run, comparison), *footnotes(run), *changes_lines(run)]:
             console.print(Text(line, style="yellow" if line.startswith("warning") else "dim"), soft_wrap=True)
         _print_grids(console, reliability_grids(run), reliability_lines(run))
-    for line in filter(None, [mcnemar_line(comparison), *overlap_lines(comparison)]):
+    for line in filter(None, [mcnemar_line(comparison), *overlap_lines(comparison), *consistency_lines(comparison)]):
         console.print(Text(line, style="dim"), soft_wrap=True)
     _print_grids(console, pooled_grids(comparison), pooled_lines(comparison))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .consistency import draw_consistency
+from .frontier import draw_frontier
 from .margin import draw_margin
 from .overlap import draw_overlap, overlap_matrix
 from .pareto import draw_pareto, pareto_front
@@ -16,6 +18,8 @@ __all__ = [
     "MOST_PANELS",
     "NEUTRAL",
     "Theme",
+    "draw_consistency",
+    "draw_frontier",
     "draw_margin",
     "draw_overlap",
     "draw_pareto",

@@ -22,7 +22,7 @@ AXES = {
 }
 #: Names beside each other in the legend.
 _NAMES = 3
-_FACTOR = {"speedup": 1.0, "tokens": 100.0, "flops": 100.0}
+FACTOR = {"speedup": 1.0, "tokens": 100.0, "flops": 100.0}
 
 
 def pareto_front(cost: NDArray[np.float64], divergence: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -52,7 +52,7 @@ def draw_pareto(points: pd.DataFrame, axis: str = "tokens", rate: str = "ndr", t
     rows = points[points[[axis, rate]].astype(float).notna().all(axis=1)].reset_index(drop=True)
     if rows.empty:
         return empty(f"no log says: {words}", theme)
-    x = rows[axis].to_numpy(dtype=float) * _FACTOR[axis]
+    x = rows[axis].to_numpy(dtype=float) * FACTOR[axis]
     y = 100 * rows[rate].to_numpy(dtype=float)
     front = pareto_front(-x if more_is_better else x, y)
     figure = new_figure(8, 4.2 + 0.22 * ceil((1 + len(rows)) / _NAMES))

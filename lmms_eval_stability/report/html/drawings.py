@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, nan, prod
 from typing import TYPE_CHECKING
 
 from ...calibration import flip_rate_by_margin
-from ...comparison import Comparison
+from ...comparison import Comparison, RunComparison
+from ...consistency import TaskConsistency
 from ...divergence import AVERAGE
 from ...overlap import overlap_table
 from .collect import PageCollector, membership
@@ -36,8 +37,9 @@ class FigureData:
             diverges negatively.
         left_out: samples that are not in `membership` because some run lacks them.
         margins: run -> `calibration.flip_rate_by_margin`, over all tasks.
-        costs: run, speedup, tokens, flops (nan where no log says) and dr, ndr with their intervals.
+        costs: run, method, speedup, tokens, flops (nan where no log says) and dr, ndr with their intervals.
         confidences: title of a panel -> the first kind of confidence that both logs have; empty unless asked for.
+        consistency: `Comparison.consistency`.
     """
 
     records: pd.DataFrame
@@ -47,6 +49,7 @@ class FigureData:
     margins: Mapping[str, pd.DataFrame]
     costs: pd.DataFrame
     confidences: Mapping[str, ConfidenceComparison] = field(default_factory=dict)
+    consistency: tuple[TaskConsistency, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,12 @@ def gather(
         margins={names[run]: _margins(run, pairs, baseline) for run in pairs.runs},
         costs=_costs(comparison, baseline, answers).assign(run=lambda table: table["run"].map(names)),
         confidences=_confidences(comparison, names),
+        consistency=tuple(_renamed(task, names) for task in comparison.consistency),
     )
+
+
+def _renamed(task: TaskConsistency, names: Mapping[str, str]) -> TaskConsistency:
+    return replace(task, runs=tuple(replace(run, run=names[run.run]) for run in task.runs))
 
 
 def _confidences(comparison: Comparison, names: Mapping[str, str]) -> dict[str, ConfidenceComparison]:
@@ -123,13 +131,25 @@ def _costs(
         gains = [speedup(base.answer_ms, own.answer_ms) for base, own in logs]
         kept = [_mean(list(own.kept.values())) for _, own in logs]
         rows.append(
-            {"run": run.label, "speedup": prod(gains) ** (1 / len(gains)), "tokens": _mean(kept)}
+            {
+                "run": run.label,
+                "method": _method(run),
+                "speedup": prod(gains) ** (1 / len(gains)),
+                "tokens": _mean(kept),
+            }
             | {"flops": last.cost.flops_ratio}
             | {f"{name}{end}": last.record()[f"{name}{end}"] for name in ("dr", "ndr") for end in ("", "_low", "_high")}
         )
     table = pd.DataFrame(rows)
-    numbers: pd.DataFrame = table.drop(columns="run").astype(float)
-    return table[["run"]].join(numbers)
+    texts = ["run", "method"]
+    numbers: pd.DataFrame = table.drop(columns=texts).astype(float)
+    return table[texts].join(numbers)
+
+
+def _method(run: RunComparison) -> str:
+    """What runs with other settings share: the model's name, and its quantisation beside it."""
+    scheme = str(run.run.model_args.get("quantization", ""))
+    return " + ".join(filter(None, (run.run.model or run.label, scheme)))
 
 
 def _mean(values: list[float]) -> float:
@@ -148,7 +168,7 @@ def figures_of(data: FigureData) -> dict[str, Drawing]:
             lambda theme: draw_score_drop(data.records, theme),
         )
     }
-    found |= _pareto_figures(data)
+    found |= _pareto_figures(data) | _sweep_figures(data)
     if any(len(table) for table in data.margins.values()):
         found["margin"] = Drawing(
             "Flips by margin",
@@ -195,6 +215,31 @@ def _reliability_figures(data: FigureData) -> dict[str, Drawing]:
             lambda theme: draw_risk_coverage(shown, theme),
         ),
     }
+
+
+def _sweep_figures(data: FigureData) -> dict[str, Drawing]:
+    """The frontier, where a method has several settings, and the spectrum against unchanged answers."""
+    from ..figures import draw_consistency, draw_frontier
+
+    found: dict[str, Drawing] = {}
+    if data.costs["method"].duplicated().any():
+        found["frontier"] = Drawing(
+            "The frontier: divergence against what is saved",
+            "DR and NDR of every run against kept visual tokens, theoretical prefill cost (which does not see bit "
+            "widths) and measured speed (comparable only if all ran alone on one device). Lines join the settings of "
+            "one method. Filled: no other run is better on both axes of the panel; the dashed line joins these.",
+            lambda theme: draw_frontier(data.costs, theme),
+        )
+    methods = dict(zip(data.costs["run"], data.costs["method"], strict=True))
+    for number, task in enumerate(data.consistency):
+        if len(task.runs) > 1:
+            found["consistency" + (f"_{number + 1}" if number else "")] = Drawing(
+                f"Does the spectrum tell which answers stay? {task.task}",
+                "Mean change of the inverse participation ratio of the visual tokens, by run, against the share of "
+                "unchanged answers, with 95 % intervals; p of a two-sided permutation test.",
+                lambda theme, task=task: draw_consistency(task, methods, theme),  # type: ignore[misc]
+            )
+    return found
 
 
 def _pareto_figures(data: FigureData) -> dict[str, Drawing]:
