@@ -19,6 +19,8 @@ from .verdicts import SCORED, PairMetric
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .corruption_study import TaskCorruption
+    from .detection_study import OodDetection
     from .reliability import TaskReliability
     from .reliability_study import PooledRegression
 
@@ -38,6 +40,8 @@ class RunComparison:
         changes: what the changed answers became, task by task.
         weighted: the average in which each sample counts the same, beside that of `rows`; None for one task.
         reliability: what log-probabilities say, task by task; empty where nobody asked for it.
+        detection: whether confidence tells pairs of tasks apart, pair by pair.
+        corruption: errors under each perturbation, perturbed task by perturbed task; with reliability alone.
         speeds: what the baseline and the run cost in time and memory, where their models logged it.
     """
 
@@ -53,6 +57,8 @@ class RunComparison:
     weighted: Divergence | None = None
     reliability: tuple[TaskReliability, ...] = ()
     speeds: tuple[Speed | None, Speed | None] = (None, None)
+    detection: tuple[OodDetection, ...] = ()
+    corruption: tuple[TaskCorruption, ...] = ()
 
     @property
     def shown_rows(self) -> tuple[Divergence, ...]:

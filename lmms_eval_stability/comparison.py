@@ -54,6 +54,7 @@ def compare_runs(
     metric: Sequence[str] = (),
     prediction: str = SCORED,
     reliability: bool = False,
+    ood: Sequence[str] = (),
     on_pairs: PairSink | None = None,
 ) -> Comparison:
     """Compare runs with a baseline, sample by sample.
@@ -68,6 +69,8 @@ def compare_runs(
         metric: names of the score, "NAME" for all tasks or "TASK=NAME" for one.
         prediction: which text of an answer is compared: "scored", "filtered" or "raw", see `verdicts.POLICIES`.
         reliability: read log-probabilities, too, and say how far confidence can be relied on, see `reliability`.
+        ood: pairs of tasks "ID:OOD" between which confidence should tell, see `detection_study.OodPair`; needs
+            `reliability`.
         on_pairs: receives the pairs of each task and run; they are not kept otherwise.
 
     Raises PairingError with every problem of every task and run that is not accepted, and other `StabilityError`s
@@ -75,6 +78,8 @@ def compare_runs(
     """
     if not runs:
         raise OptionError("name at least one RUN to compare with the baseline")
+    if ood and not reliability:
+        raise OptionError("--ood is part of --reliability: add it")
     choices = Choices.checked(correct_at, accept, tasks, metric, prediction)
     base, *others = [_load(run, choices) for run in (baseline, *runs)]
     named = [rerun] if isinstance(rerun, (str, Path, Run)) else list(rerun or ())
@@ -85,7 +90,7 @@ def compare_runs(
         _refuse_twin(run, [base, *others, *again[:seen]])
         if differs := other_subject(base, run):
             raise OptionError(f"--rerun {run.name}: no re-run of {base.name}: {differs}")
-    return _Comparer(base, others, again, choices, on_pairs, reliability).compare()
+    return _Comparer(base, others, again, choices, on_pairs, reliability, ood).compare()
 
 
 def _load(run: str | Path | Run, choices: Choices) -> Run:
@@ -112,6 +117,7 @@ class _Comparer:
         choices: Choices,
         on_pairs: PairSink | None,
         reliability: bool,
+        ood: Sequence[str],
     ) -> None:
         self.base, self.runs, self.reruns, self.choices, self.on_pairs = base, runs, reruns, choices, on_pairs
         self.base_label, *self.labels = labels([base, *runs])
@@ -129,12 +135,15 @@ class _Comparer:
         if reliability:
             from .reliability_study import ReliabilityStudy
 
-            self.reliability = ReliabilityStudy(len(runs))
+            self.reliability = ReliabilityStudy(len(runs), ood)
         self.facts: dict[str, Mapping[str, Any]] = {}
 
     def compare(self) -> Comparison:
         self._check_results_files()
-        for task in self._tasks():
+        tasks = self._tasks()
+        if self.reliability is not None:
+            self.reliability.check_tasks(tasks)
+        for task in tasks:
             self._compare_task(task)
         if self.problems:
             raise PairingError(list(dict.fromkeys(self.problems)))
@@ -241,7 +250,8 @@ class _Comparer:
             assert own.logprobs is not None
             geometry = Geometry.from_facts(run.facts or own.facts)
             sides.append(Side(label, own.logprobs, None if geometry is None else geometry.layers))
-        self.reliability.add(i, pairs, sides[0], sides[1], clusters, base.labels)
+        clean = next(iter(self._perturbed(pairs.task)), "")
+        self.reliability.add(i, pairs, sides[0], sides[1], clusters, base.labels, clean)
 
     def _pair_reruns(self, base: SampleTable, pool: Mapping[str, str], notes: list[str]) -> list[PairedSamples]:
         """The baseline's re-runs paired with it, with no more columns than the noise floor needs."""
@@ -370,6 +380,8 @@ class _Comparer:
             weighted=weighted_average(rows, self.right[i]) if len(rows) > 1 else None,
             reliability=() if self.reliability is None else tuple(self.reliability.tasks[i]),
             speeds=(self._speed(self.base), self._speed(run)),
+            detection=() if self.reliability is None else self.reliability.detection.finish(i),
+            corruption=() if self.reliability is None else self.reliability.corruption.finish(i),
         )
 
     def _finish_rerun(self, run: Run) -> Rerun:

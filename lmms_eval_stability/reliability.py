@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from .calibration import TopTokens, calibrate, flip_rate_by_margin
+from .calibration import calibrate, flip_rate_by_margin
 from .categories import CLUSTER, IMAGE
 from .divergence import Rate
 from .logits import FirstTokens, compare_first_tokens
@@ -215,8 +215,9 @@ def measure_reliability(pairs: PairedSamples, baseline: Side, run: Side, flips: 
     """
     frame, codes = pairs.frame, flips.codes
     before, after = (side.logprobs.top_tokens(flips.docs) for side in (baseline, run))
-    open_answers = _open_answers(pairs)
-    confidences = _confidences(pairs, baseline, run, before, after, codes, per_token=open_answers is not None)
+    kinds = confidence_kinds(pairs, baseline, run)
+    measured = (_confidence(kind, one, other, frame, codes) for kind, (one, other) in kinds.items())
+    confidences = tuple(one for one in measured if one is not None)
     first = compare_first_tokens(before, after)
     return TaskReliability(
         task=pairs.task,
@@ -225,7 +226,7 @@ def measure_reliability(pairs: PairedSamples, baseline: Side, run: Side, flips: 
         confidences=confidences,
         margins=_margins(flips),
         first_tokens=first if first.n else None,
-        open_answers=open_answers,
+        open_answers=_open_answers(pairs),
         regression=regress_flips(flips.flipped, flips.numbers, flips.categories, codes)
         if len(baseline.logprobs)
         else None,
@@ -233,24 +234,19 @@ def measure_reliability(pairs: PairedSamples, baseline: Side, run: Side, flips: 
     )
 
 
-def _confidences(
-    pairs: PairedSamples,
-    baseline: Side,
-    run: Side,
-    before: TopTokens,
-    after: TopTokens,
-    codes: NDArray[Any] | None,
-    per_token: bool,
-) -> tuple[ConfidenceComparison, ...]:
+def confidence_kinds(pairs: PairedSamples, baseline: Side, run: Side) -> dict[str, tuple[Floats, Floats]]:
+    """Confidences of both runs, one value per pair, by kind; nan where a log says nothing."""
     import numpy as np
 
     docs = pairs.frame["doc_id"].to_numpy()
-    kinds = {ANSWER: [np.exp(side.logprobs.answers(docs)) for side in (baseline, run)]}
-    kinds[FIRST_TOKEN] = [before.confidence, after.confidence]
-    if per_token:
-        kinds[PER_TOKEN] = [_per_token(side.logprobs, docs) for side in (baseline, run)]
-    found = (_confidence(kind, one, other, pairs.frame, codes) for kind, (one, other) in kinds.items())
-    return tuple(one for one in found if one is not None)
+    before, after = (side.logprobs for side in (baseline, run))
+    kinds = {
+        ANSWER: (np.exp(before.answers(docs)), np.exp(after.answers(docs))),
+        FIRST_TOKEN: (before.top_tokens(docs).confidence, after.top_tokens(docs).confidence),
+    }
+    if _answers_are_open(pairs):
+        kinds[PER_TOKEN] = (_per_token(before, docs), _per_token(after, docs))
+    return kinds
 
 
 def _per_token(logprobs: LogProbabilities, docs: NDArray[Any]) -> Floats:
@@ -324,10 +320,14 @@ def _margins(flips: Flips) -> Margins | None:
 
 def _open_answers(pairs: PairedSamples) -> OpenAnswers | None:
     """None where answers are hardly longer than a word."""
-    texts = [pairs.frame[f"prediction_{name}"].tolist() for name in ("baseline", "run")]
-    if not texts[0] or sum(len(text.split()) for text in texts[0]) < OPEN_WORDS * len(texts[0]):
+    if not _answers_are_open(pairs):
         return None
-    return compare_open_answers(*texts)
+    return compare_open_answers(*(pairs.frame[f"prediction_{name}"].tolist() for name in ("baseline", "run")))
+
+
+def _answers_are_open(pairs: PairedSamples) -> bool:
+    texts = pairs.frame["prediction_baseline"].tolist()
+    return bool(texts) and sum(len(text.split()) for text in texts) >= OPEN_WORDS * len(texts)
 
 
 def _missing(task: str, n: int, baseline: Side, run: Side, any_confidence: bool) -> list[str]:

@@ -327,11 +327,18 @@ def percentiles(drawn: Floats, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def drawn_weights(n: int, clusters: ArrayLike | None, replicates: int, seed: int) -> Iterator[Floats]:
+def drawn_weights(
+    n: int,
+    clusters: ArrayLike | None,
+    replicates: int,
+    seed: int | np.random.SeedSequence,
+    together: int | None = None,
+) -> Iterator[Floats]:
     """(r, n) weights of bootstrap samples, in blocks: how often each sample's cluster was drawn. None for one cluster.
 
     Args:
         n: samples. clusters: (n,) numbers from 0, or None. The rest is as for `score_differences`.
+        together: samples of all sets whose blocks are to be equally long; n if None.
     """
     import numpy as np
 
@@ -340,7 +347,7 @@ def drawn_weights(n: int, clusters: ArrayLike | None, replicates: int, seed: int
     if count < 2:
         return
     rng = np.random.default_rng(seed)
-    step = max(1, _BLOCK // n)
+    step = max(1, _BLOCK // (n if together is None else together))
     for start in range(0, replicates, step):
         rows = min(step, replicates - start)
         # each replicate has draws of its own: the block's size does not change them

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .corruption_study import CorruptionStudy
+from .detection_study import DetectionStudy
 from .errors import OptionError
 from .reliability import Flips, Side, TaskReliability, flips_of, measure_reliability, plain
 from .reliability_flips import FlipRegression, regress_flips
@@ -41,9 +44,12 @@ class ReliabilityStudy:
 
     Args:
         runs: number of compared runs.
+        ood: pairs of tasks, see `detection_study.OodPair`.
     """
 
-    def __init__(self, runs: int) -> None:
+    def __init__(self, runs: int, ood: Sequence[str] = ()) -> None:
+        self.detection = DetectionStudy(runs, ood)
+        self.corruption = CorruptionStudy(runs)
         self.tasks: list[list[TaskReliability]] = [[] for _ in range(runs)]
         self.pooled: list[PooledRegression] = []
         self._flips: list[Flips] = []
@@ -56,8 +62,11 @@ class ReliabilityStudy:
         run: Side,
         clusters: Clusters | None,
         labels: pd.DataFrame | None,
+        clean_task: str = "",
     ) -> None:
-        """Measure one task of run i."""
+        """Measure one task of run i; `clean_task` is the one that it perturbs."""
+        self.detection.add(i, pairs, baseline, run, clusters, labels)
+        self.corruption.add(i, pairs, run.label, clusters, labels, clean_task)
         flips = flips_of(pairs, baseline, run, clusters, labels)
         self.tasks[i].append(measure_reliability(pairs, baseline, run, flips))
         if len(baseline.logprobs):
@@ -78,8 +87,12 @@ class ReliabilityStudy:
             found = _pool(parts)
         self.pooled.append(PooledRegression(task, len(parts), found))
 
+    def check_tasks(self, tasks: Collection[str]) -> None:
+        """Raises OptionError for pairs of tasks that are not compared."""
+        self.detection.check_tasks(tasks)
+
     def check(self) -> None:
-        """Raises OptionError when no task of any run says anything about confidence."""
+        """Raises OptionError when no task of any run, or of a pair of tasks, says anything about confidence."""
         found = [one for run in self.tasks for one in run]
         if found and not any(one.measured for one in found):
             reasons = dict.fromkeys(reason for one in found for reason in one.missing)
@@ -88,6 +101,7 @@ class ReliabilityStudy:
                 f"--reliability: {shown}. The models of this package log first_token_logprobs and answer_logprob "
                 "with every answer that they generate; leave the option out for other logs"
             )
+        self.detection.check()
 
 
 def _pool(parts: list[Flips]) -> FlipRegression:

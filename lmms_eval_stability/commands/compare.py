@@ -41,6 +41,12 @@ _ACCEPT = "\n".join(f"  {name:<12} {kind.what}: {kind.accepted}" for name, kind 
     is_flag=True,
     help="Say how far confidence can be relied on, and which samples flip; needs logged log-probabilities.",
 )
+@click.option(
+    "--ood",
+    metavar="ID:OOD",
+    multiple=True,
+    help="Say how well confidence tells task ID from OOD (TASK@CATEGORY: a part); with --reliability, repeatable.",
+)
 @click.option("--html", "page", is_flag=True, help="Write report.html and its figures, too (with -o).")
 @click.option("--images", metavar="DIR|dataset", help="Pictures for --html: files TASK/DOC_ID.png, or the tasks' data.")
 @click.option("--wandb", metavar="[ENTITY/]PROJECT", help="Write the numbers to Weights & Biases, too.")
@@ -78,6 +84,7 @@ def compare(
     rerun: tuple[str, ...],
     output: Path | None,
     reliability: bool,
+    ood: tuple[str, ...],
     page: bool,
     images: str | None,
     wandb: str | None,
@@ -118,6 +125,7 @@ def compare(
             metric=metric,
             prediction=prediction,
             reliability=reliability,
+            ood=ood,
             on_pairs=folder.add_pairs if folder is not None else None,
         )
         written = folder.finish(comparison) if folder is not None else []

@@ -81,5 +81,7 @@ def _compared(run: RunComparison) -> dict[str, Any]:
         "changes": [one.record() for one in run.changes],
         "weighted_average": None if run.weighted is None else run.weighted.record(),
         "reliability": [one.record() for one in run.reliability],
+        "ood_detection": [one.record() for one in run.detection],
+        "corruption": [one.record() for one in run.corruption],
         "measured": dict(zip(("baseline", "run"), [speed and speed.record() for speed in run.speeds], strict=True)),
     }

@@ -11,6 +11,8 @@ from ..divergence import Rate
 from ..reliability import ConfidenceComparison, Margins, TaskReliability, plain
 from ..reliability_flips import FlipRegression
 from ..reliability_scores import SCORES, SEED, ScoreDifference
+from .corruption import corruption_grids, corruption_lines
+from .detection import detection_grids, detection_lines
 from .sections import Grid
 from .values import NOTHING, p_value, percent, rate
 
@@ -54,7 +56,7 @@ def reliability_grids(run: RunComparison, every: bool = False) -> list[Grid]:
             grids += _margins(task.task, task.margins)
         if task.regression is not None and task.regression.ratios:
             grids.append(odds_grid(f"Odds of a flip, {task.task}", task.regression))
-    return grids
+    return [*grids, *detection_grids(run, every), *corruption_grids(run, every)]
 
 
 def pooled_grids(comparison: Comparison) -> list[Grid]:
@@ -97,7 +99,7 @@ def reliability_lines(run: RunComparison) -> list[str]:
         if task.regression is not None:
             lines += _regression_lines(f"odds of a flip{about}", task.regression)
         lines += [f"reliability: {sentence}" for sentence in task.missing]
-    return lines
+    return [*lines, *detection_lines(run), *corruption_lines(run)]
 
 
 def _confidence_lines(task: TaskReliability, about: str) -> list[str]:
