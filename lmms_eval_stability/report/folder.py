@@ -14,6 +14,8 @@ from ..errors import OutputError
 from ..leaderboard import leaderboards
 from ..pairing import PairedSamples
 from .consistency import to_csv as consistency_csv
+from .corruption import to_csv as corruption_csv
+from .detection import to_csv as ood_csv
 from .figure import save_figure
 from .latex import comparison_latex
 from .machine import to_csv, to_json
@@ -120,6 +122,12 @@ class ReportFolder:
                 **leaderboards(comparison),
                 **({"consistency.csv": consistency_csv(comparison)} if comparison.consistency else {}),
                 **({"reliability.csv": reliability_csv(comparison)} if comparison.measured_reliability else {}),
+                **({"ood.csv": ood_csv(comparison)} if any(run.detection for run in comparison.runs) else {}),
+                **(
+                    {"corruption.csv": corruption_csv(comparison)}
+                    if any(run.corruption for run in comparison.runs)
+                    else {}
+                ),
             }.items():
                 self._temporary(name).write_text(text, encoding="utf-8", errors="replace")
             for suffix in ("png", "svg"):
