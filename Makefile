@@ -18,9 +18,12 @@ PYTEST := -m pytest -n $(TEST_WORKERS) --dist loadfile
 # A second environment with the oldest transformers that pyproject.toml allows, which is also the one for llm-compressor.
 OLDEST := .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
+RIVAL := .venv-rival
+RIVAL_STAMP := $(RIVAL)/.installed
+BENCH_ARGS ?=
 OLDEST_TESTS := tests/model_wrappers tests/end_to_end
 
-.PHONY: help install demo test test-oldest test-browser test-all lint format train-demo clean
+.PHONY: help install demo test test-oldest test-browser test-all lint format bench train-demo clean
 
 help:
 	@echo "make demo        run the demo study: every method on the embedded model, table and report in demo-runs/"
@@ -28,8 +31,9 @@ help:
 	@echo "make test-all    the same, then the models' tests with the oldest transformers and those of quantize"
 	@echo "make test-browser  the report's page in headless Chromium, which has to be installed"
 	@echo "make lint        ruff and mypy"
+	@echo "make bench       every benchmark beside its rival, into benchmarks/results (an hour on two quiet cores)"
 	@echo "make train-demo  train the embedded model again (hours on two cores)"
-	@echo "make clean       remove .venv, .venv-oldest, demo-runs and caches"
+	@echo "make clean       remove .venv, .venv-oldest, .venv-rival, demo-runs and caches"
 
 $(STAMP): pyproject.toml constraints.txt scripts/repair_torchvision.py
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; name one with: make PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -88,8 +92,17 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The rival of the perturbations needs a numpy of its own. One benchmark: make bench BENCH_ARGS="--only throughput"
+$(RIVAL_STAMP): $(STAMP)
+	$(PYTHON) -m venv $(RIVAL)
+	$(RIVAL)/bin/python -m pip install --quiet imagecorruptions-imaug==1.1.5
+	touch $@
+
+bench: $(STAMP) $(RIVAL_STAMP)
+	$(BIN)/python benchmarks/run_all.py --rival-python $(RIVAL)/bin/python $(BENCH_ARGS)
+
 train-demo: $(STAMP)
 	$(BIN)/python -m lmms_eval_stability.demo.training
 
 clean:
-	rm -rf $(VENV) $(OLDEST) demo-runs build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(RIVAL) demo-runs build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -27,9 +27,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TQDM_DISABLE", "1")
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+if __name__ == "__main__":
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import torch  # noqa: E402
 from lmms_eval.models import get_model  # noqa: E402
@@ -44,6 +45,7 @@ from lmms_eval_stability.model_wrappers.geometry import decoder_geometry  # noqa
 from lmms_eval_stability.model_wrappers.registry import METHODS, MODELS  # noqa: E402
 
 RIVALS = {"llava": "llava_hf", "qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_5_vl"}
+SECTIONS = [*RIVALS, "methods"]
 OURS = {"llava": "LlavaBaseline", "qwen2_vl": "Qwen2VlBaseline", "qwen2_5_vl": "Qwen25VlBaseline"}
 EXACT = ("none, batch 1", "vision, batch 1")
 SHARE, OVERHEAD = 0.9, 0.03
@@ -222,7 +224,7 @@ def limit(name: str, result: dict[str, Any], column: int) -> float:
 
 def workload_lines(results: Sequence[dict[str, Any]], peak: float | None) -> list[str]:
     """The table of one architecture."""
-    lines = ["| questions | configuration | ms a question | ratio | limit | share | ratio, limit (processor time) |"
+    lines = ["| questions | configuration | ms a question | ratio | limit | share | processor time: ratio, limit, share |"
              " target | answers that differ from the rival's, from ours with none | prefill, TFLOP/s |"]  # fmt: skip
     lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
     for result in results:
@@ -231,11 +233,12 @@ def workload_lines(results: Sequence[dict[str, Any]], peak: float | None) -> lis
         for name, differing in result["differing"].items():
             wall, user = (rival[i] / result["seconds"][name][i] for i in (0, 1))
             most, most_user = limit(name, result, 0), limit(name, result, 1)
+            differ = f"{differing}, {result['differing_from_none'][name]} of {result['documents']}"
             target = f"{result['targets'][name]:g}" if name in result["targets"] else ""
             lines.append(
                 f"| {result['workload']} | {name} | {1e3 * result['seconds'][name][0]:.0f} | {wall:.2f} | {most:.2f} |"
-                f" {100 * wall / most:.0f} % | {user:.2f}, {most_user:.2f} | {target} |"
-                f" {differing}, {result['differing_from_none'][name]} of {result['documents']} | {_rate(result['flops'].get(name), peak)} |"
+                f" {100 * wall / most:.0f} % | {user:.2f}, {most_user:.2f}, {100 * user / most_user:.0f} % | {target} |"
+                f" {differ} | {_rate(result['flops'].get(name), peak)} |"
             )
     return lines
 
@@ -282,18 +285,26 @@ def machine(args: argparse.Namespace) -> str:
     )
 
 
-def section(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measure one section."""
-    started = machine(args)
+def measure(name: str, args: argparse.Namespace, found: dict[str, Any], folder: Path) -> None:
+    """Measure one section; every workload is written at once, in place of what was known of it."""
     if name == "methods":
-        return {"machine": started, **Bench("llava", args, folder).methods()}
+        found[name] = {"machine": machine(args), **Bench("llava", args, folder).methods()}
+        write(found, args)
+        return
     bench = Bench(name, args, folder)
-    results = []
     for workload in workloads(name, list(bench.settings), quick=args.quick):
-        results.append(bench.run(workload))
-        print("\n".join(workload_lines(results[-1:], args.peak_tflops)), flush=True)
-        print("\n".join(parts_lines(results[-1:])), flush=True)
-    return {"machine": started, "results": results}
+        if args.workloads and workload.name not in args.workloads:
+            continue
+        results = found.setdefault(name, {"results": {}})["results"]
+        results[workload.name] = {"machine": machine(args), **bench.run(workload)}
+        print("\n".join(workload_lines([results[workload.name]], args.peak_tflops)), flush=True)
+        print("\n".join(parts_lines([results[workload.name]])), flush=True)
+        write(found, args)
+
+
+def write(found: dict[str, Any], args: argparse.Namespace) -> None:
+    (args.output / "throughput.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (args.output / "throughput.md").write_text(report(found, args), encoding="utf-8")
 
 
 def report(found: dict[str, Any], args: argparse.Namespace) -> str:
@@ -311,26 +322,28 @@ def report(found: dict[str, Any], args: argparse.Namespace) -> str:
         " paper's 96 levels each, the same for all questions about an image.",
         "",
     ]
-    for name, one in found.items():
+    for name in (name for name in SECTIONS if name in found):
+        one = found[name]
         title = "Token-reduction methods (LLaVA)" if name == "methods" else f"{name}: rival `{RIVALS[name]}`"
-        lines += [f"## {title}", "", f"{one['machine']}.", ""]
+        lines += [f"## {title}", ""]
         if name == "methods":
-            lines += [*method_lines(one), ""]
+            lines += [f"{one['machine']}.", "", *method_lines(one), ""]
             continue
-        first = one["results"][0]
-        lines += [f"{first['visual']} visual tokens and {first['text']} others in a prompt.", ""]
-        lines += [*workload_lines(one["results"], args.peak_tflops), "", *parts_lines(one["results"]), ""]
+        results = list(one["results"].values())
+        lines += [f"{results[0]['visual']} visual tokens and {results[0]['text']} others in a prompt.", ""]
+        lines += [*workload_lines(results, args.peak_tflops), "", *parts_lines(results), ""]
+        lines += [*(f"- {result['workload']}: {result['machine']}." for result in results), ""]
     return "\n".join(lines)
 
 
 def main() -> None:
-    sections = [*RIVALS, "methods"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", nargs="+", choices=sections, default=sections)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--workloads", nargs="+", help="only these, by name")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--geometry", choices=("tiny", "moderate", "7b"), default="moderate")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=4, help="generated per answer, always")
     parser.add_argument("--batches", type=int, nargs=2, default=[8, 16], help="for reuse=vision and reuse=prefix")
     parser.add_argument("--peak-tflops", type=float, help="of the device, for the share that prefills reach")
@@ -348,14 +361,11 @@ def main() -> None:
     found: dict[str, Any] = json.loads(numbers.read_text(encoding="utf-8")) if numbers.exists() else {}
     for name in args.sections:
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = section(name, args, Path(folder))
-        found = {one: found[one] for one in sections if one in found}
-        numbers.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (args.output / "throughput.md").write_text(report(found, args), encoding="utf-8")
+            measure(name, args, found, Path(folder))
     print(report(found, args))
     wrong = [
         f"{result['workload']}, {name}"
-        for result in found.get("llava", {}).get("results", [])
+        for result in found.get("llava", {"results": {}})["results"].values()
         for name in EXACT
         if result["differing"][name]
     ]
