@@ -224,8 +224,10 @@ def limit(name: str, result: dict[str, Any], column: int) -> float:
 
 def workload_lines(results: Sequence[dict[str, Any]], peak: float | None) -> list[str]:
     """The table of one architecture."""
-    lines = ["| questions | configuration | ms a question | ratio | limit | share | processor time: ratio, limit, share |"
-             " target | answers that differ from the rival's, from ours with none | prefill, TFLOP/s |"]  # fmt: skip
+    lines = [
+        "| questions | configuration | ms a question | ratio | limit | share | processor time: ratio, limit, share |"
+        " target | answers that differ from the rival's, from ours with none | prefill, TFLOP/s |"
+    ]
     lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
     for result in results:
         rival = result["seconds"]["lmms-eval"]
