@@ -69,8 +69,7 @@ def compare_runs(
         metric: names of the score, "NAME" for all tasks or "TASK=NAME" for one.
         prediction: which text of an answer is compared: "scored", "filtered" or "raw", see `verdicts.POLICIES`.
         reliability: read log-probabilities, too, and say how far confidence can be relied on, see `reliability`.
-        ood: pairs of tasks "ID:OOD" between which confidence should tell, see `detection_study.OodPair`; needs
-            `reliability`.
+        ood: pairs "ID:OOD" that confidence should tell apart, see `detection_study.OodPair`; needs `reliability`.
         on_pairs: receives the pairs of each task and run; they are not kept otherwise.
 
     Raises PairingError with every problem of every task and run that is not accepted, and other `StabilityError`s

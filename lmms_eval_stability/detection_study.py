@@ -77,6 +77,12 @@ class OodPair:
         return f"{self.inside}:{self.outside}"
 
 
+def tasks_of(pair: str) -> frozenset[str]:
+    """Names of the tasks of a pair as on the command line. Raises OptionError."""
+    found = OodPair.parse(pair)
+    return frozenset({found.inside.task, found.outside.task})
+
+
 @dataclass(frozen=True)
 class KindDetection:
     """One kind of confidence as a detector.

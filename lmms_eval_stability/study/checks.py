@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..detection_study import tasks_of
 from ..errors import OptionError
 from ..problems import parse_accept
 from ..verdicts.policies import POLICIES
@@ -217,3 +218,14 @@ def _compare(study: Study) -> Iterator[Mistake]:
         yield ("compare", "prediction"), _unknown("prediction", study.compare.prediction, POLICIES, _among(POLICIES))
     if study.compare.images is not None and not study.compare.html:
         yield ("compare", "images"), "'images' are for the page: set html: true"
+    if study.compare.ood and not study.compare.reliability:
+        yield ("compare", "ood"), "'ood' is part of reliability: set reliability: true"
+    for position, pair in enumerate(study.compare.ood):
+        place: Location = ("compare", "ood", position)
+        try:
+            absent = sorted(tasks_of(pair) - set(_names(study)))
+        except OptionError as error:
+            yield place, str(error)
+            continue
+        if absent:
+            yield place, f"'{', '.join(absent)}' is not among the study's tasks: {', '.join(_names(study))}"

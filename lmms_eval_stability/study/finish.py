@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..detection_study import tasks_of
 from ..errors import OutputError, StabilityError
 from .checks import BASELINE, RERUN
 from .jobs import CellState
@@ -109,6 +110,9 @@ def _compare(plan: Plan, result: StudyResult, base: str, folder: Path, report: P
             tasks=[task.task for task in plan.study.tasks if task.task in used],
             metric=options.metric,
             prediction=options.prediction,
+            reliability=options.reliability,
+            # a pair with a task that is not complete is no mistake of the study's: what is missing is said anyway
+            ood=[pair for pair in options.ood if tasks_of(pair) <= set(used)],
             on_pairs=written.add_pairs,
         )
         return BaseReport(base, comparison, tuple(written.finish(comparison)))

@@ -116,6 +116,10 @@ class CompareSpec(_Strict):
     correct_at: float = 0.9
     prediction: str = "scored"
     metric: list[str] = []
+    reliability: Annotated[bool, Field(description="how far confidence can be relied on; which samples flip")] = False
+    ood: Annotated[
+        list[str], Field(description="pairs of tasks ID:OOD, see docs/reliability.md; with reliability")
+    ] = []
     html: Annotated[bool, Field(description="write report.html, too")] = False
     images: Annotated[str | None, Field(description="pictures for the page: a folder, or `dataset`")] = None
 

@@ -81,6 +81,12 @@ compare: {accept: [empty]}
         (("compare:", "engine: {processes: 2, resources: {gpus: 1}}\ncompare:"), "F:13: 2 processes need a GPU each"),
         (("compare:", "lmms_eval: {extra: [--limit, '5']}\ncompare:"), "F:13: '--limit' is given by the study itself"),
         (("compare:", "lmms_eval: {include_path: nowhere}\ncompare:"), "is no folder"),
+        (("[empty]", "[empty], ood: ['gqa:shapes_vqa']"), "F:13: 'ood' is part of reliability: set reliability: true"),
+        (("[empty]", "[empty], reliability: true, ood: [gqa]"), "F:13: --ood gqa: write ID_TASK:OOD_TASK"),
+        (
+            ("[empty]", "[empty], reliability: true, ood: ['gqa:shapes_vqa_ood']"),
+            "F:13: 'shapes_vqa_ood' is not among the study's tasks: shapes_vqa, gqa",
+        ),
         (
             ("compare:", "perturbations: [text_87]\ncompare:"),
             "F:3: there is no perturbed task 'shapes_vqa_text_perturbed_8",
@@ -213,3 +219,11 @@ def test_the_command_prints_the_schema() -> None:
     assert json.loads(done.stdout) == json_schema()
     shipped = demo_config().with_name("study.schema.json")  # made by this command: write it again after a change
     assert json.loads(shipped.read_text()) == json_schema()
+
+
+@pytest.mark.parametrize("name", ["reliability", "reliability_vizwiz"])
+def test_the_shipped_pairs_can_be_planned(name: str) -> None:
+    study = load_study(demo_config().with_name(f"{name}.yaml"))
+    assert plan_study(study).runs
+    assert study.compare.reliability
+    assert study.compare.ood
