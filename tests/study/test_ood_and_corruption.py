@@ -148,7 +148,7 @@ def perturbed(scores: list[float]) -> list[dict[str, Any]]:
 
 def test_corruption_errors_from_logs_to_every_output(write_run: WriteRun, run_compare: Compare, tmp_path: Path) -> None:
     task, folder = "shapes_vqa_image_perturbed", tmp_path / "report"
-    configs = {"configs": {task: {"metadata": [{"base_task": "shapes_vqa"}]}}}
+    configs = {"configs": {task: {"metadata": [{"base_task": "shapes_vqa", "perturbation": {}}]}}}
     # the perturbed task comes first in both: the clean one is read after it
     base = {task: perturbed([1, 0, 0, 1] * 2), "shapes_vqa": [sure(i, 0.9, float(i > 0)) for i in range(10)]}
     worse = {task: perturbed([0, 0, 0, 1] * 2), "shapes_vqa": [sure(i, 0.9, float(i > 1)) for i in range(10)]}
