@@ -30,6 +30,11 @@ BENCHMARKS = {
     "page_speed": ("pandas' to_html", False),
     "lvpruning": ("FastV, random tokens, even spacing", False),
 }
+#: What benchmarks are made of, not to be run by itself.
+PARTS = {"run_all", "compare_logs", "throughput_models", "throughput_parts"}
+BENCHMARKS |= {
+    path.stem: ("see the file", False) for path in sorted(HERE.glob("*.py")) if path.stem not in {*PARTS, *BENCHMARKS}
+}
 
 
 def missing(name: str, rival_python: str | None) -> str | None:
@@ -78,11 +83,13 @@ def table(rows: dict[str, dict[str, Any]], output: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS))
+    parser.add_argument("--only", nargs="*", default=list(BENCHMARKS), help="by name; none: only write the table")
     parser.add_argument("--rival-python", help="interpreter of an environment with imagecorruptions-imaug")
     parser.add_argument("-o", "--output", type=Path, default=HERE / "results", help="folder")
     parser.add_argument("more", nargs="*", help="arguments of the benchmark, after -- (with --only of one)")
     args = parser.parse_args()
+    if unknown := set(args.only) - set(BENCHMARKS):
+        parser.error(f"--only: there is no {', '.join(sorted(unknown))}")
     if args.more and len(args.only) != 1:
         parser.error("arguments for a benchmark need --only with one name")
     args.output.mkdir(parents=True, exist_ok=True)

@@ -120,7 +120,9 @@ class Bench:
         """All configurations in turn, `rounds` times, after one round at a quarter of the documents to warm up."""
         documents, parts = workload.documents, self.parts(workload.documents)
         runs = {"lmms-eval": self.rival}
-        runs |= {name: with_settings(self.ours, *how) for name, how in self.settings.items()}
+        asked = self.args.configurations or list(self.settings)
+        chosen = {name: how for name, how in self.settings.items() if name in asked}
+        runs |= {name: with_settings(self.ours, *how) for name, how in chosen.items()}
         warm = Documents(1, min(2, workload.questions), perturbed=workload.perturbed)
         for model in runs.values():
             self.answer(model, warm)
@@ -150,8 +152,8 @@ class Bench:
             "text": parts.length - parts.visual,
             "question_batch": questions,
             "seconds": typical,
-            "differing": {name: _differing(expected, answers[name]) for name in self.settings},
-            "differing_from_none": {name: _differing(answers[EXACT[0]], answers[name]) for name in self.settings},
+            "differing": {name: _differing(expected, answers[name]) for name in chosen},
+            "differing_from_none": {name: _differing(answers.get(EXACT[0], []), answers[name]) for name in chosen},
             "flops": {name: self._flops(parts, len(documents)) / seconds for name, seconds in prefills.items()},
             "distinct_answers": len(set(expected)),
         }
@@ -199,7 +201,9 @@ def _median(spent: Sequence[Spent], name: str) -> float:
     return statistics.median(getattr(one, name) for one in spent)
 
 
-def _differing(expected: Sequence[str], got: Sequence[str]) -> int:
+def _differing(expected: Sequence[str], got: Sequence[str]) -> int | str:
+    if not expected:
+        return "-"  # that configuration was not run
     return sum(a != b for a, b in zip(expected, got, strict=True))
 
 
@@ -340,8 +344,9 @@ def report(found: dict[str, Any], args: argparse.Namespace) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--sections", nargs="*", default=SECTIONS, help=f"of {', '.join(SECTIONS)}; none: only write")
     parser.add_argument("--workloads", nargs="+", help="only these, by name")
+    parser.add_argument("--configurations", nargs="+", help="only these, by name")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--geometry", choices=("tiny", "moderate", "7b"), default="moderate")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
@@ -353,6 +358,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny models, few documents, one round")
     parser.add_argument("-o", "--output", type=Path, default=HERE / "results", help="folder")
     args = parser.parse_args()
+    if unknown := set(args.sections) - set(SECTIONS):
+        parser.error(f"--sections: there is no {', '.join(sorted(unknown))}")
     logger.remove()
     if args.quick:
         args.geometry, args.rounds, args.batches = "tiny", 1, [2, 4]
@@ -369,7 +376,7 @@ def main() -> None:
         f"{result['workload']}, {name}"
         for result in found.get("llava", {"results": {}})["results"].values()
         for name in EXACT
-        if result["differing"][name]
+        if result["differing"].get(name)
     ]
     if wrong:
         raise SystemExit(f"answers differ from llava_hf's where they must not: {'; '.join(wrong)}")

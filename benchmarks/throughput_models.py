@@ -34,7 +34,7 @@ class Size:
     image: int = 336
 
 
-#: Of LLaVA-1.5 and of Qwen: as in the tests, of moderate width, and those of the 7B checkpoints.
+#: Of LLaVA-1.5 and of Qwen: as in the tests, of moderate width, those of the 7B checkpoints (but for the vocabulary).
 GEOMETRIES = {
     "tiny": (Size((8, 64, 128, 4, 4), (3, 32, 64, 2), 56), Size((8, 64, 128, 4, 2), (4, 32, 64, 2))),
     "moderate": (Size((12, 512, 1376, 8, 8), (12, 256, 1024, 4)), Size((12, 512, 1376, 8, 2), (8, 256, 1024, 4))),
@@ -89,10 +89,11 @@ def _resize(config: Any, kind: str, size: Size) -> None:
     depth, width, mlp, vision_heads = size.vision
     vision.depth, vision.num_heads = depth, vision_heads
     if kind == "qwen2_vl":
-        vision.embed_dim, vision.hidden_size, vision.mlp_ratio = width, hidden, mlp // width
+        vision.embed_dim, vision.hidden_size, vision.mlp_ratio = width, hidden, 2 if depth == 4 else 4
     else:
         vision.hidden_size, vision.intermediate_size, vision.out_hidden_size = width, mlp, hidden
-        vision.window_size, vision.fullatt_block_indexes = 8 * vision.patch_size, list(range(3, depth, 4))
+        step = 8 if depth > 8 else 4
+        vision.window_size, vision.fullatt_block_indexes = 8 * vision.patch_size, list(range(step - 1, depth, step))
 
 
 def _fill_vocabulary(path: Path) -> None:
