@@ -42,7 +42,7 @@ class LVPruning(InsideLLM):
     """Drop the visual tokens that a trained module, which has read the question, votes against.
 
     Sun et al., "LVPruning: An Effective yet Simple Language-Guided Vision Token Pruning Approach for Multi-modal Large
-    Language Models", Findings of NAACL 2025 (arXiv 2501.13652), section 3. Written from the description in its abstract
+    Language Models", Findings of NAACL 2025 (arXiv 2501.13652). Written from the description in its abstract
     and figure 2, without official code: vision tokens are queries, language tokens keys and values of a cross-attention
     before chosen decoder layers, a decision per vision token, masks in training and removal by index here; the base's
     weights are frozen. Whatever else there is to choose is a parameter of this method or of the training, and ours.

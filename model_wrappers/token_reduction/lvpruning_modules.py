@@ -74,7 +74,7 @@ class PrunerDesign:
 
 
 class PruningModule(nn.Module):
-    """Says of every vision token whether it stays, after asking the language tokens (Sun et al., section 3).
+    """Says of every vision token whether it stays, after asking the language tokens (Sun et al.).
 
     Vision tokens are queries, language tokens keys and values of one cross-attention; a two-layer perceptron reads its
     result beside the query. The order of layers and norms is our choice (pre-norm, as the decoder's), and so is that a
