@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..study.finish import BaseReport
     from ..study.plan import Plan
+    from ..study.schema import Study
     from ..study.store import Store
 
 #: Exit codes beside 0 and 2 (bad input): cells or comparisons are missing; interrupted.
@@ -38,8 +39,13 @@ INCOMPLETE, INTERRUPTED = 1, 130
 @click.option("-o", "--output", metavar="DIR|URL", help="Folder of the study: new, empty, or to be continued.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and what is finished of it; run nothing.")
 @click.option("--local", type=click.Path(path_type=Path), metavar="DIR", help="Folder on a disk, where -o is a URL.")
+@click.option(
+    "--ray-address", metavar="auto|HOST:PORT", help="Run on this Ray cluster, whatever engine the YAML names."
+)
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of a study's YAML, for editors.")
-def study(config: Path | None, output: str | None, dry_run: bool, local: Path | None, schema: bool) -> None:
+def study(
+    config: Path | None, output: str | None, dry_run: bool, local: Path | None, ray_address: str | None, schema: bool
+) -> None:
     """Run the study that CONFIG (a YAML) describes, and compare its runs.
 
     Every run is a real lmms-eval process. What is finished in DIR is not run again, so a study that was interrupted, or
@@ -52,7 +58,7 @@ def study(config: Path | None, output: str | None, dry_run: bool, local: Path | 
         return
     if config is None:
         raise OptionError("name the study's YAML: lmms-eval-stability study CONFIG -o DIR")
-    plan = plan_study(load_study(config))
+    plan = plan_study(_on_ray(load_study(config), ray_address))
     if dry_run:
         _print_plan(plan, output)
         return
@@ -62,6 +68,17 @@ def study(config: Path | None, output: str | None, dry_run: bool, local: Path | 
         raise OptionError("--local is for a study behind a URL; -o names a folder already")
     if code := run_and_compare(plan, output, local):
         click.get_current_context().exit(code)
+
+
+def _on_ray(study: Study, address: str | None) -> Study:
+    """The study with the engine that the command line names."""
+    from ..study.checks import address_problem
+
+    if address is None:
+        return study
+    if problem := address_problem(address):
+        raise OptionError(f"--ray-address {problem}")
+    return study.model_copy(update={"engine": study.engine.model_copy(update={"kind": "ray", "address": address})})
 
 
 def _print_plan(plan: Plan, output: str | None) -> None:

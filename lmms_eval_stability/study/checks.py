@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,8 @@ def _engine(study: Study) -> Iterator[Mistake]:
     engine = study.engine
     if engine.kind == "local" and "address" in engine.model_fields_set:
         yield ("engine", "address"), "'address' is for kind: ray"
+    elif engine.kind == "ray" and (problem := address_problem(engine.address)):
+        yield ("engine", "address"), f"'address' {problem}"
     gpus = engine.resources.gpus
     if gpus is not None and 0 < gpus < engine.processes:
         yield ("engine", "processes"), f"{engine.processes} processes need a GPU each, but resources.gpus is {gpus:g}"
@@ -207,6 +210,13 @@ def _engine(study: Study) -> Iterator[Mistake]:
         if engine.processes > 1 and base.model_args.get("device_map"):
             place = ("bases", label, "model_args", "device_map")
             yield place, "device_map spreads one model over the devices; it does not go with engine.processes"
+
+
+def address_problem(address: str) -> str:
+    """What is wrong with the address of a Ray cluster; empty when nothing is."""
+    host, _, port = address.rpartition(":")
+    named = re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+", host) and re.fullmatch(r"\d{1,5}", port)
+    return "" if address == "auto" or named else f"must be auto or HOST:PORT of the head, not '{address}'"
 
 
 def _compare(study: Study) -> Iterator[Mistake]:

@@ -11,3 +11,7 @@ class StudyConfigError(StabilityError):
 
 class IncompleteLogError(StabilityError):
     """The logs of one lmms-eval process are not those of a complete run."""
+
+
+class ClusterError(StabilityError):
+    """The Ray cluster cannot be reached, or its nodes cannot run the study."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..errors import StudyConfigError
 from ..schema import EngineSpec
 from .base import Engine, Started
 
@@ -11,8 +10,10 @@ __all__ = ["Engine", "Started", "make_engine", "workers_of"]
 
 def make_engine(spec: EngineSpec) -> Engine:
     """The engine that a study names; each is imported when it is needed."""
-    if spec.kind != "local":
-        raise StudyConfigError(f"engine.kind is {spec.kind}, which this version does not have; use kind: local")
+    if spec.kind == "ray":
+        from .ray import ray_engine
+
+        return ray_engine(spec)
     from .local import local_engine
 
     return local_engine(spec)
