@@ -50,6 +50,10 @@ def corruption_lines(run: RunComparison) -> list[str]:
             lines.append(f"relative CE ({task.task}): the task without perturbations is not compared here")
         if task.errors and (left_out := task.errors[-1].undefined):
             lines.append(f"mCE ({task.task}): {left_out} methods left out, under which the baseline makes no error")
+        if task.clean_task and (left_out := sum(isnan(error.relative) for error in task.errors[:-1])):
+            lines.append(
+                f"relative CE ({task.task}): {left_out} methods left out, under which the baseline loses nothing"
+            )
     return lines
 
 
