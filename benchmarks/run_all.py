@@ -98,7 +98,7 @@ def main() -> int:
     for name in args.only:
         rows[name] = run(name, args.rival_python, args.output, args.more)
         known.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        (args.output / "README.md").write_text(table(rows, args.output), encoding="utf-8")
+    (args.output / "README.md").write_text(table(rows, args.output), encoding="utf-8")
     print(table(rows, args.output))
     return int(any(rows[name]["outcome"].startswith("failed") for name in args.only))
 

@@ -7,7 +7,7 @@ import functools
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,12 +95,14 @@ class Parts:
         return found
 
     def first_token(self, method: Any = None) -> float:
-        """Return the seconds of a bare ``generate`` of one token, vision tower included; inside ``method`` if given."""
-        with torch.inference_mode():
-            if method is None:
-                return timed(lambda: self._generate(1), self.device)[0].wall
-            with method.attach(self.model, self._family):
-                return timed(lambda: self._generate(1), self.device)[0].wall
+        """Return the processor seconds of a bare ``generate`` of one token, vision tower included.
+
+        On a GPU, wall-clock seconds. With ``method``, inside it.
+        """
+        inside = nullcontext() if method is None else method.attach(self.model, self._family)
+        with torch.inference_mode(), inside:
+            spent, _ = timed(lambda: self._generate(1), self.device)
+        return spent.wall if self.device.type == "cuda" else spent.user
 
     def _encode(self) -> list[Any]:
         found = self._backbone.get_image_features(**self._images, return_dict=True).pooler_output
