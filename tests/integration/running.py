@@ -23,7 +23,6 @@ TIMEOUT = 1500
 #: Documents of every clean task, as many as its stand-in has rows. Twins have those of the task that they perturb.
 DOCUMENTS = {
     **dict.fromkeys(("vqav2_val", "ok_vqa_val2014", "textvqa_val", "vizwiz_vqa_val", "gqa", "scienceqa_img"), 6),
-    "vizwiz_vqa_val_answerability": 6,
     **dict.fromkeys(("ai2d", "ai2d_lite", "ai2d_no_mask", "mmmu_val", "vqa_rad"), 6),
     **{"mmbench_en_dev": 8, "mmbench_en_dev_static": 8, "vqa_rad_test": 3, "pope": 9000, "shapes_vqa": 2000},
 }
@@ -31,7 +30,6 @@ TWINS = {f"{task}_{what}_perturbed": task for task in ("gqa", "vqav2_val", "shap
 ADAPTERS = {
     **dict.fromkeys(("gqa", "shapes_vqa", "ai2d", "ai2d_lite", "ai2d_no_mask"), "exact match"),
     **dict.fromkeys(("vqav2_val", "ok_vqa_val2014", "textvqa_val", "vizwiz_vqa_val"), "soft VQA score"),
-    "vizwiz_vqa_val_answerability": "soft VQA score",
     "scienceqa_img": "ScienceQA",
     "pope": "POPE",
     "mmmu_val": "MMMU",
