@@ -150,9 +150,9 @@ def _job(options: dict[str, Any]) -> Any:
         weights=weights,
         **{name: options[name] for name in names},
     )
-    names = ("model", "data", "output", "revision", "skip", "dtype", "device", "micro_batch", "checkpoint_every")
+    own = ("model", "data", "output", "revision", "skip", "dtype", "device", "micro_batch", "checkpoint_every")
     return Job(
-        **{name: options[name] for name in (*names, "resume", "overwrite")},
+        **{name: options[name] for name in (*own, "resume", "overwrite")},
         settings=settings,
         command=_command(options),
     )
