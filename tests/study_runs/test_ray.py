@@ -73,6 +73,15 @@ class TwoNodes:
         if self._second not in self._cluster.list_all_nodes():
             self._second = self._cluster.add_node(**self._args)
 
+    @contextlib.contextmanager
+    def gpu_node(self, gpus: int) -> Iterator[None]:
+        """A third node, which says that it has GPUs."""
+        node = self._cluster.add_node(**self._args, num_gpus=gpus)
+        try:
+            yield
+        finally:
+            self._cluster.remove_node(node)
+
     def shutdown(self) -> None:
         self._cluster.shutdown()
 
@@ -219,6 +228,7 @@ def test_no_process_outlives_a_driver_and_the_same_command_goes_on(number: int, 
     assert again.returncode == 0, said
     assert sorted(call["where"] for call in bench.calls).count("llava_baseline:8") == 3  # with the re-run's
     assert len(bench.calls) == 10
+    assert {call["gpus"] for call in bench.calls} == {""}
     assert not (bench.out / "work").exists()
     for run in ("baseline", "baseline_again_1", "fastv"):
         assert doc_ids(bench, run) == list(range(20))
@@ -252,6 +262,16 @@ def test_what_no_node_has_place_for_is_refused_at_once(bench: Bench, address: st
     assert refused.returncode == 2
     assert "no node of the Ray cluster has 2 GPU, 3 CPU, which a process needs (engine.resources); the most" in said
     assert not bench.calls
+
+
+def test_processes_get_the_gpus_that_ray_gives_them(cluster: TwoNodes, bench: Bench) -> None:
+    with cluster.gpu_node(2):
+        running = start(bench.write(), bench.out, "--ray-address", cluster.address)
+        _, said = running.communicate(timeout=300)
+    assert running.returncode == 0, said
+    assert {call["gpus"] for call in bench.calls} <= {"0", "1"}  # one of the two, by default, and so on that node
+    assert len(bench.calls) == 9
+    assert ", GPU 0)" in said
 
 
 # With lmms-eval itself

@@ -93,7 +93,7 @@ class RayEngine:
         """See `Engine.run`.
 
         Raises:
-            ClusterError: a node does not see the study's folder, or has other versions of the packages.
+            ClusterError: a node does not see the study's folder, or lacks packages or their versions.
         """
         # What belongs to the driver's disk is of no use to nodes that store their logs behind a URL.
         jobs = [replace(job, scratch=None) if "://" in job.store else job for job in jobs]
@@ -166,7 +166,9 @@ class _Flight:
             event = ray.get(next(generator))
         except StopIteration:
             return Outcome(job, "its Ray task ended without a result")
-        except ray.exceptions.RayTaskError as error:  # the node lacks this package, say
+        except ray.exceptions.RayTaskError as error:
+            if job.name not in self.begun:  # the node lacks this package, say
+                raise ClusterError(f"a node of the Ray cluster cannot run the study: {_last_line(error)}") from error
             return Outcome(job, f"its Ray task failed: {_last_line(error)}", host=self.begun.get(job.name, ""))
         except ray.exceptions.RayError as error:
             if job.name not in self.begun and self._submissions[job.name] < _SUBMISSIONS:
