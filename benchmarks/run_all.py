@@ -29,6 +29,7 @@ BENCHMARKS = {
     "bootstrap_speed": ("scipy.stats.bootstrap", False),
     "page_speed": ("pandas' to_html", False),
     "lvpruning": ("FastV, random tokens, even spacing", False),
+    "ipr": ("the same method without it", False),
 }
 #: What benchmarks are made of, not to be run by itself.
 PARTS = {"run_all", "compare_logs", "throughput_models", "throughput_parts"}

@@ -26,11 +26,12 @@ from lmms_eval_stability.model_wrappers.token_reduction.base import Session, Tok
 from tests.model_wrappers.documents import documents
 from tests.model_wrappers.test_wrapper import run
 from tests.model_wrappers.token_reduction.conftest import Tiny
+from tests.model_wrappers.token_reduction.lvpruning_untrained import LVPruning
 from tests.model_wrappers.token_reduction.test_batches import RAGGED
 from tests.model_wrappers.token_reduction.test_diagnostics import ratio_of
 
 BEFORE: tuple[TokenReducer, ...] = (VisionZip(), HiRED(budget=0.4), LoFi(rank=4), Random())
-INSIDE: tuple[TokenReducer, ...] = (FastV(k=2, r=0.7), PyramidDrop(), SparseVLM())
+INSIDE: tuple[TokenReducer, ...] = (FastV(k=2, r=0.7), PyramidDrop(), LVPruning(), SparseVLM())
 
 
 def numbers(session: Session) -> list[dict[str, tuple[float | None, ...]]]:
@@ -88,7 +89,7 @@ def entering(tiny: Tiny, inputs: dict[str, Any], layer: int) -> Tensor:
     return states[0][0][tiny.visual(inputs)[0]]
 
 
-@pytest.mark.parametrize("method", INSIDE[:2], ids=name)
+@pytest.mark.parametrize("method", INSIDE[:3], ids=name)
 def test_inside_the_language_model_one_layers_states_are_compared(tiny: Tiny, method: TokenReducer):
     inputs = tiny.one()
     with method.attach(tiny.model, tiny.family) as session:
