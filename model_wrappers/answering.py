@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from lmms_eval_stability.model_wrappers.families import Family
 from lmms_eval_stability.model_wrappers.generation import GeneratedRow, GenerationSettings, fill_padding, generate
 from lmms_eval_stability.model_wrappers.measurements import Measurements
-from lmms_eval_stability.model_wrappers.prefix_reuse import PrefixReuse
+from lmms_eval_stability.model_wrappers.prefix_reuse import Continuation, PrefixReuse
 from lmms_eval_stability.model_wrappers.preparation import Prepared
 from lmms_eval_stability.model_wrappers.reading import Read
 from lmms_eval_stability.model_wrappers.requests import Candidate, Question
@@ -94,15 +94,22 @@ class Answerer:
         tokens: Sequence[RowTokens]
         if shares and self.prefixes is not None and all(prepared.images):
             then = self.prefixes.batch(text, prepared.images, session, settings.max_new_tokens)
-            with nullcontext() if session is None else session.suspension():
+            with self._on_prefixes(then, session):
                 rows = self._generate(then.inputs, settings, started)
             tokens = [row or own for row, own in zip(then.rows, self._all_visual(text), strict=True)]
+            if session is not None and then.beginning is not None:
+                tokens = session.rows
         else:
             with self.vision.serving(prepared.all_images if shares else None):
                 rows = self._generate({**text, **self._images(prepared, shares)}, settings, started)
             tokens = self._all_visual(text) if session is None else session.rows
         counts = self._measured(batch, prepared, tokens, self.vision.seconds - seen)
         return [self._result(row, count, settings.until) for row, count in zip(rows, counts, strict=True)]
+
+    def _on_prefixes(self, then: Continuation, session: Session | None) -> AbstractContextManager[None]:
+        if session is None:
+            return nullcontext()
+        return session.suspension() if then.beginning is None else session.going_on(then.beginning)
 
     def _generate(self, inputs: dict[str, Any], settings: GenerationSettings, started: float) -> list[GeneratedRow]:
         inputs["input_ids"] = fill_padding(inputs["input_ids"], inputs["attention_mask"])

@@ -68,16 +68,6 @@ def read_reuse(reuse: str, reuse_memory: int, use_cache: bool) -> None:
         raise InvalidArgumentError("reuse=prefix keeps keys and values: it does not go with use_cache=False")
 
 
-def require_prefix_reuse(entry: ModelEntry, method: TokenReducer | None) -> None:
-    """Refuse ``reuse=prefix`` for a method that works on the prefix after the question is known."""
-    if method is not None and not method.acts_before_llm:
-        raise InvalidArgumentError(
-            f"reuse=prefix is not available for {entry.name}: {entry.method} drops visual tokens inside the language"
-            " model by what the question attends to, so the keys and values of an image differ between its questions;"
-            " use reuse=vision"
-        )
-
-
 def make_methods(
     entry: ModelEntry, quantization: str | None, arguments: dict[str, Any], takes: Sequence[str]
 ) -> tuple[TokenReducer | None, Quantizer | None]:

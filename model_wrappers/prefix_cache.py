@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens
+from lmms_eval_stability.model_wrappers.token_reduction.beginning import Reached
 
 
 @dataclass(frozen=True)
@@ -19,19 +20,23 @@ class Prefix:
 
     Attributes:
         ids: (P,) token ids.
-        layers: keys and values of each decoder layer, (heads, P, d) each.
+        layers: keys and values of each decoder layer that may be shared, (heads, P, d) each.
         next_position: position of the token that follows.
-        row: visual tokens on their way through the model, where a method is attached.
+        row: visual tokens on their way through the model, where a method acts before it.
+        reached: what enters the first layer that may drop tokens, where a method acts inside the model; ``layers`` are
+            those before it.
     """
 
     ids: Tensor
     layers: Sequence[tuple[Tensor, Tensor]]
     next_position: int
     row: RowTokens | None = None
+    reached: Reached | None = None
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for layer in self.layers for part in layer)
+        own = 0 if self.reached is None else self.reached.nbytes
+        return own + sum(part.nbytes for layer in self.layers for part in layer)
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]

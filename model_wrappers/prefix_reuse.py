@@ -3,7 +3,8 @@
 In these chat templates the image stands before the question, and causal attention lets no token see what follows it. So
 the keys and values of everything up to the last visual token are the same for every question about an image: they are
 computed in a pass of their own, alone in its batch, and every question goes on from a copy. Methods that act before
-the language model have done all their work by then. In exact arithmetic nothing changes; in floating point the sums of
+the language model have done all their work by then. Of those that act inside it only the layers before the first drop
+are shared; see ``token_reduction.beginning``. In exact arithmetic nothing changes; in floating point the sums of
 a pass over the whole prompt and of two passes differ in the last bits.
 
 A batch is laid out as [padding, prefix, padding, question], so that the questions end together.
@@ -11,8 +12,9 @@ A batch is laid out as [padding, prefix, padding, question], so that the questio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from lmms_eval_stability.model_wrappers.families.images import ImageInputs
 from lmms_eval_stability.model_wrappers.lru import ByteLRU
 from lmms_eval_stability.model_wrappers.prefix_cache import Prefix, RoomyLayer, begin_with
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session
+from lmms_eval_stability.model_wrappers.token_reduction.beginning import Beginning, Reached
+from lmms_eval_stability.model_wrappers.token_reduction.inside_llm import InsideLLM
 from lmms_eval_stability.model_wrappers.vision_reuse import VisionReuse, stand_in
 
 
@@ -34,11 +38,13 @@ class Continuation:
 
     Attributes:
         inputs: arguments of ``generate``: ids and mask of prefix and question, positions of the question, the cache.
-        rows: visual tokens of each row, where a method is attached.
+        rows: visual tokens of each row, where a method acts before the language model.
+        beginning: what the pass goes on from, where a method acts inside it.
     """
 
     inputs: dict[str, Any]
     rows: list[RowTokens | None]
+    beginning: Beginning | None = None
 
 
 class PrefixReuse:
@@ -54,6 +60,7 @@ class PrefixReuse:
     def __init__(self, model: Any, family: Family, vision: VisionReuse, limit: int) -> None:
         self._model, self._vision = model, vision
         self._backbone = family.backbone(model)
+        self._decoder: Any = family.decoder(model)
         self._grid_positions = hasattr(self._backbone, "get_rope_index")
         self._placeholders = torch.tensor(family.placeholder_ids(model.config))
         self._kept: ByteLRU[Prefix] = ByteLRU(limit)
@@ -72,7 +79,7 @@ class PrefixReuse:
         Args:
             text: the processor's inputs of the whole prompts on the model's device, padded on the left.
             images: of each row, at least one.
-            session: of the method that is attached to the model, if any; it acts before the language model.
+            session: of the method that is attached to the model, if any.
             more: tokens that will be generated at most.
         """
         present: dict[Any, Prefix] = {}
@@ -89,7 +96,11 @@ class PrefixReuse:
                 )
             prefixes.append(present[key])
             questions.append(ids[end:])
-        return Continuation(self._inputs(prefixes, questions, more), [prefix.row for prefix in prefixes])
+        inputs, beginning = self._inputs(prefixes, questions, more), None
+        reached = [prefix.reached for prefix in prefixes if prefix.reached is not None]
+        if reached:
+            beginning = Beginning(len(prefixes[0].layers), inputs["input_ids"], reached)
+        return Continuation(inputs, [prefix.row for prefix in prefixes], beginning)
 
     def _end_of_images(self, ids: Tensor) -> int:
         places = torch.isin(ids, self._placeholders.to(ids.device)).nonzero()
@@ -108,16 +119,21 @@ class PrefixReuse:
         if typed is not None:
             inputs["mm_token_type_ids"] = typed[None]
         inputs |= stand_in(images, ids.device, self._model.dtype)
-        cache = DynamicCache()
+        cache, reached, row = DynamicCache(), None, None
         with torch.inference_mode(), self._vision.serving(images):
-            self._model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            run = partial(self._model, **inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            if session is not None and isinstance(session.method, InsideLLM):
+                with session.suspension():
+                    reached = _run_before(session.method.first_drop(len(self._decoder.layers)), self._decoder, run)
+            else:
+                run()
+                row = session.rows[0] if session is not None else None
         length = cache.get_seq_length()
-        row = session.rows[0] if session is not None else None
         if length != len(ids):  # which placeholders are left does not matter: nothing reads them but counts
             ids = self._without_dropped(ids, len(ids) - length)
         delta = int(self._backbone.rope_deltas.flatten()[0]) if self._grid_positions else 0
         layers = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
-        return Prefix(ids, layers, length + delta, row)
+        return Prefix(ids, layers, length + delta, row, reached)
 
     def _without_dropped(self, ids: Tensor, count: int) -> Tensor:
         """Take ``count`` placeholders out of the ids of a prefix."""
@@ -152,6 +168,7 @@ class PrefixReuse:
             same = len(before) == len(prefixes) and all(a is b for a, b in zip(before, prefixes, strict=True))
             layer: RoomyLayer = cache.layers[0]
             if same and layer.all_keys.shape[2] >= longest + room:
+                del cache.layers[len(prefixes[0].layers) :]
                 for layer in cache.layers:
                     layer.rewind(longest)
                 return cache
@@ -159,3 +176,26 @@ class PrefixReuse:
         room = -(-room // 32) * 32
         self._last = (prefixes, begin_with(prefixes, room))
         return self._last[1]
+
+
+def _run_before(layer: int, decoder: Any, run: Callable[[], Any]) -> Reached:
+    """Run a model of one prompt with the decoder layers before ``layer`` only; return what would enter that layer."""
+    layers, seen = decoder.layers, {}
+
+    def enter_first(_module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen["embedded"] = (args[0] if args else kwargs["hidden_states"])[0]
+        seen["rotary"] = tuple(kwargs["position_embeddings"])
+
+    def leave_last(_module: Any, args: Any) -> None:
+        seen["states"] = args[0][0]
+
+    hooks = [layers[0].register_forward_pre_hook(enter_first, with_kwargs=True)]
+    hooks.append(decoder.norm.register_forward_pre_hook(leave_last))
+    decoder.layers = layers[:layer]
+    try:
+        run()
+    finally:
+        decoder.layers = layers
+        for hook in hooks:
+            hook.remove()
+    return Reached(**seen)

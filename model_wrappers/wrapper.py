@@ -24,7 +24,6 @@ from lmms_eval_stability.model_wrappers.arguments import (
     make_methods,
     read_batch_size,
     read_reuse,
-    require_prefix_reuse,
 )
 from lmms_eval_stability.model_wrappers.batch_size import answer_batch, is_out_of_memory
 from lmms_eval_stability.model_wrappers.deterministic import be_deterministic
@@ -131,8 +130,6 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         self.method, quantizer = make_methods(self.entry, quantization, method_args, takes=_argument_names())
         changes_pixels = self.method is not None and self.method.changes_pixels
         self._spectrum = not changes_pixels if spectrum is None else spectrum
-        if reuse == "prefix":
-            require_prefix_reuse(self.entry, self.method)
         self.on_error, self.use_cache, self.max_new_tokens = on_error, use_cache, max_new_tokens
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes

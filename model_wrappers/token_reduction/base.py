@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lmms_eval_stability.model_wrappers.families.base import Family
+from lmms_eval_stability.model_wrappers.token_reduction.beginning import Beginning
 from lmms_eval_stability.model_wrappers.token_reduction.errors import (
     AlreadyAttachedError,
     NothingPrunedError,
@@ -80,8 +81,8 @@ class Session:
         spectrum: Set it to have every row's ``diagnostics`` hold ``ipr_full`` and ``ipr_kept``, see ``ipr``; off at
             first. Methods that change pixels then encode every image in both sizes.
         vision: Keeps what is made of an image for its next question; None: every image is encoded every time.
-        suspended: Passes are left alone: they go on from a prefix that the method has dealt with (methods that act
-            before the language model only).
+        suspended: Passes are left alone: they go on from a prefix that the method has dealt with, or make one that it
+            need not deal with.
     """
 
     def __init__(self, method: TokenReducer) -> None:
@@ -97,6 +98,7 @@ class Session:
         self.vision: VisionReuse | None = None
         self.suspended = False
         self._pin: _Pin | None = None
+        self._beginning: Beginning | None = None
 
     @contextmanager
     def pin_query(self, columns: Sequence[int] | Tensor) -> Iterator[None]:
@@ -124,6 +126,23 @@ class Session:
             yield
         finally:
             self.suspended = False
+
+    @contextmanager
+    def going_on(self, beginning: Beginning) -> Iterator[None]:
+        """Say that the first pass inside the ``with`` block is a prefill that goes on from what some layers have seen.
+
+        For methods inside the language model.
+        """
+        self._beginning = beginning
+        try:
+            yield
+        finally:
+            self._beginning = None
+
+    def take_beginning(self) -> Beginning | None:
+        """Return what the pass that begins now goes on from, once."""
+        found, self._beginning = self._beginning, None
+        return found
 
     @property
     def pinned(self) -> bool:

@@ -90,6 +90,10 @@ class InsideLLM(TokenReducer):
     def stages(self, depth: int) -> tuple[Stage, ...]:
         """Return where the method acts in a language model of ``depth`` layers, in the order of layers."""
 
+    def first_drop(self, depth: int) -> int:
+        """Return the first layer at whose input tokens may be dropped; ``depth`` if there is none."""
+        return min((stage.layer for stage in self.stages(depth)), default=depth)
+
     @abstractmethod
     def keep_count(self, stage: int, entered: int, now: int) -> int:
         """Return how many visual tokens leave a stage.

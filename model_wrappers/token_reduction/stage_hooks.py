@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from lmms_eval_stability.model_wrappers.families.base import Family
 from lmms_eval_stability.model_wrappers.token_reduction.attention_tap import AttentionTap
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session
+from lmms_eval_stability.model_wrappers.token_reduction.beginning import Beginning
 from lmms_eval_stability.model_wrappers.token_reduction.errors import UnsupportedCallError
 from lmms_eval_stability.model_wrappers.token_reduction.ipr import ratios
 from lmms_eval_stability.model_wrappers.token_reduction.sequence import Kept, causal_mask, take
@@ -56,8 +57,8 @@ class _Prefill:
         kept: The latest shortened sequence and the layer where it begins, for each stage that dropped something.
         trails: What traces are made of, per row; empty unless the session traces.
         scores: What the latest stage said of the tokens that it left, by row.
-        cache: The KV cache that this prefill filled; not kept alive.
         entered: (B, L, d) what entered the first layer that dropped anything, until the prefill's end, if wanted.
+        cache: The KV cache that this prefill filled; not kept alive.
     """
 
     start: Kept
@@ -69,9 +70,9 @@ class _Prefill:
     kept: list[tuple[int, Kept]] = field(default_factory=list)
     trails: list[Trail] = field(default_factory=list)
     scores: dict[int, Tensor | None] = field(default_factory=dict)
+    entered: Tensor | None = None
     cache: Callable[[], Any] = lambda: None
 
-    entered: Tensor | None = None
     @property
     def now(self) -> Kept:
         """The sequence after the stages so far."""
@@ -108,6 +109,7 @@ class StageHooks:
         self._taps: dict[int, AttentionTap] = {}
         self._prefill: _Prefill | None = None  # the latest one; stays for the decoding steps
         self._continuation: _Continuation | None = None  # set in a pass that is not a prefill
+        self._beginning: Beginning | None = None  # set in a prefill over the rest of prompts
         self._running = False
         # Masks and rotary embeddings are the same for all layers between two stages, so they are made once per pass.
         self._shared: dict[int, tuple[Any, Any]] = {}
@@ -130,13 +132,18 @@ class StageHooks:
 
     def _begin(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Start a pass of the backbone: find out whether it is a prefill, and where its visual tokens are."""
+        if self._session.suspended:
+            return
         # By name, however they were passed: LLaVA-NeXT gives input_ids by position.
         given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         _refuse_call(given)
         input_ids, mask, cache = given["input_ids"], given.get("attention_mask"), given.get("past_key_values")
         mask = None if mask is None else mask.to(input_ids.device).bool()
         self._reset()
-        if cache is None or cache.get_seq_length() == 0:
+        self._beginning = self._session.take_beginning()
+        if self._beginning is not None:
+            self._begin_prefill(self._beginning.input_ids, mask)
+        elif cache is None or cache.get_seq_length() == 0:
             self._begin_prefill(input_ids, mask)
         else:
             self._begin_continuation(input_ids, mask, cache)
@@ -179,7 +186,7 @@ class StageHooks:
 
     def _reset(self) -> None:
         self._running = False
-        self._continuation = None
+        self._continuation = self._beginning = None
         self._shared.clear()
         for tap in self._taps.values():
             tap.reset()
@@ -194,13 +201,20 @@ class StageHooks:
             cache = kwargs.get("past_key_values")
             if cache is not None:  # where the caller gave none, the language model has made one
                 prefill.cache = weakref.ref(cache)
+            beginning = self._beginning
             if index == 0 and self._method.has_raters:
-                self._pick_raters(hidden, prefill)
+                self._pick_raters(hidden if beginning is None else beginning.join_embedded(hidden), prefill)
+            if beginning is not None and index == beginning.layer:
+                hidden = beginning.join(hidden)
+                prefill.kept.append((index, prefill.start))
             for number, stage in enumerate(self._stages):
                 if stage.layer == index:
                     hidden = self._drop(number, hidden, kwargs, prefill)
                 elif stage.attention_layer == index and self._acting(number, prefill):
-                    self._taps[index].want(*_rows(prefill))
+                    rows, seen = _rows(prefill)
+                    # Of layers before the first drop the queries are those of the rest alone, and all raters are there.
+                    skipped = beginning.length if beginning is not None and index < beginning.layer else 0
+                    self._taps[index].want(rows - skipped, seen)
         kept = prefill.at(index)
         if kept is None:
             return None
@@ -222,6 +236,8 @@ class StageHooks:
                 continue
             columns = visual.nonzero().squeeze(1)
             row, first = hidden[index], int(columns[-1]) + 1
+            if self._beginning is not None and prefill.start.valid is not None:  # padding may stand behind the image
+                first += int((~prefill.start.valid[index, first:]).sum())
             raters = self._method.raters(row[columns.to(row.device)], row[first : int(query) + 1])
             picked.append(raters.to(columns.device) + first)
         prefill.raters_of_row = [len(raters) for raters in picked]
@@ -279,7 +295,7 @@ class StageHooks:
             row.append(len(stays))
             if prefill.trails:
                 prefill.trails[index].step(self._stages[number].layer, now.columns[index, slots].tolist(), left)
-        if self._session.spectrum and not prefill.kept:
+        if self._session.spectrum and prefill.entered is None:
             prefill.entered = hidden
         kept, slots = now.without(dropped, order)
         prefill.kept.append((self._stages[number].layer, kept))
@@ -310,7 +326,9 @@ class StageHooks:
         start = self._prefill.start if self._prefill else kept
         if self._continuation is None:
             columns = kept.renumbered(start) if self._renumbers else kept.columns
-            return tuple(take(part, columns) for part in kwargs["position_embeddings"])
+            parts = kwargs["position_embeddings"]
+            parts = parts if self._beginning is None else self._beginning.join_rotary(parts)
+            return tuple(take(part, columns) for part in parts)
         if not self._renumbers:
             return kwargs["position_embeddings"]
         ids: Tensor = kwargs["position_ids"]
@@ -328,7 +346,8 @@ class StageHooks:
         self._session.record(rows, [trail.stages for trail in prefill.trails])
         if not prefill.kept:
             return None
-        output.last_hidden_state = prefill.now.restore_length(output.last_hidden_state)
+        states = prefill.now.restore_length(output.last_hidden_state)
+        output.last_hidden_state = states if self._beginning is None else states[:, self._beginning.length :]
         return output
 
 

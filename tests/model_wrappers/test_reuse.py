@@ -143,7 +143,7 @@ def test_answers_to_score_share_the_image(kind: str, tiny_folder: TinyFolder) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["baseline", *BEFORE])
+@pytest.mark.parametrize("method", ["baseline", *BEFORE, *INSIDE])
 def test_prefixes_change_the_last_bits_only(kind: str, method: str, tiny_folder: TinyFolder) -> None:
     docs = questions()
     plain = run(make(classes(method), kind, tiny_folder(kind), reuse="none", **arguments(method)), docs)
@@ -159,14 +159,6 @@ def test_prefixes_change_the_last_bits_only(kind: str, method: str, tiny_folder:
             assert a.answer_logprob == pytest.approx(b.answer_logprob, rel=1e-4, abs=1e-4)
             values = [[v for _, _, v in c.first_token_logprobs] for c in (a, b)]
             assert values[0] == pytest.approx(values[1], rel=1e-5, abs=2e-4)
-
-
-@pytest.mark.parametrize("method", INSIDE)
-def test_prefixes_are_refused_by_name_for_methods_inside_the_language_model(
-    method: str, tiny_folder: TinyFolder
-) -> None:
-    with pytest.raises(InvalidArgumentError, match=f"not available for llava_{method}"):
-        make(classes(method), "llava", tiny_folder("llava"), reuse="prefix")
 
 
 @pytest.mark.parametrize(

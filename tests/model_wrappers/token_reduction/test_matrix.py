@@ -22,6 +22,8 @@ every cell, the others over the axes that matter to them.
  9   token counts and cost of the real models     test_counts_of_llava_next_images, test_counts_of_* of every method;
                                                   tests/study/test_cost
 10   half precision keeps nearly the same         test_half_precision_keeps_nearly_the_same
+11   layers before the first drop on a prefix     tests/model_wrappers/test_reuse_inside: logits in float64, and what
+     (reuse=prefix) change nothing                every stage leaves
 
 Beside them: parameters out of range (test_bad_* of every method), layers that the model does not have and budgets that
 no image has (test_what_does_not_fit_the_model_is_refused), layers given for another depth
