@@ -99,7 +99,7 @@ METHODS: dict[str, MethodEntry] = {
         "token_reduction.lvpruning:LVPruning",
         "drops visual tokens in stages, by trained modules that read the question",
         "token reduction",
-        {"pruner": "demo", "keep": "auto", "decide": "topk", "threshold": 0.5, "any_base": False},
+        {"pruner": "demo", "keep": "auto", "decide": "topk", "cutoff": 0.5, "any_base": False},
     ),
     "random": MethodEntry(
         "token_reduction.random:Random",

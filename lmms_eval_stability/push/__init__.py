@@ -91,8 +91,10 @@ def files_to_push(folder: Path, answers: bool) -> dict[str, bytes]:
 
 
 def without_examples(summary: bytes) -> bytes:
-    """A summary.json without its examples of accepted problems: they quote prompts, targets and answers."""
+    """A summary.json without its examples and details of accepted problems: they quote prompts, targets and answers."""
     document = json.loads(summary)
     for run in document["runs"]:
-        run["accepted"] = [{**problem, "examples": []} for problem in run["accepted"]]
+        run["accepted"] = [
+            {**problem, **{key: [] for key in ("examples", "details") if key in problem}} for problem in run["accepted"]
+        ]
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()

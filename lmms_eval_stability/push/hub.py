@@ -82,7 +82,7 @@ were right and are wrong, PDR the other way round. Made by `lmms-eval-stability 
 def _unquoted(comparison: Comparison) -> Comparison:
     """Without the examples of accepted problems: they quote prompts, targets and answers."""
     runs = [
-        replace(run, accepted=tuple(replace(problem, examples=()) for problem in run.accepted))
+        replace(run, accepted=tuple(replace(problem, examples=(), details=()) for problem in run.accepted))
         for run in comparison.runs
     ]
     return replace(comparison, runs=tuple(runs))

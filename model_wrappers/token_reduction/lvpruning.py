@@ -54,8 +54,8 @@ class LVPruning(InsideLLM):
         keep: Share of the prompt's visual tokens left after each stage, e.g. ``0.5-0.25-0.1``: ``round(n * share)``, at
             least 1, those with the highest logits. ``auto`` is what the pruner was trained for. 1 drops nothing.
         decide: ``topk`` keeps as many as ``keep`` says; ``threshold`` those whose probability of staying reaches
-            ``threshold``, at least one: a number of tokens that depends on image and question.
-        threshold: That probability, from 0 (drops nothing) to 1.
+            ``cutoff``, at least one: a number of tokens that depends on image and question.
+        cutoff: That probability, from 0 (drops nothing) to 1.
         any_base: Do not compare the base's weights with those that the pruner was trained for, only its sizes: for a
             quantised checkpoint of the base, say.
     """
@@ -63,7 +63,7 @@ class LVPruning(InsideLLM):
     pruner: str = DEMO
     keep: Numbers = AUTO
     decide: str = "topk"
-    threshold: float = 0.5
+    cutoff: float = 0.5
     any_base: bool = False
 
     def __post_init__(self) -> None:
@@ -73,11 +73,11 @@ class LVPruning(InsideLLM):
             raise InvalidParameterError(f"LVPruning: decide must be topk or threshold, not {self.decide!r}")
         if not isinstance(self.any_base, bool):
             raise InvalidParameterError(f"LVPruning: any_base must be True or False, not {self.any_base!r}")
-        threshold: object = self.threshold
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-            raise InvalidParameterError(f"LVPruning: threshold must be a number from 0 to 1, not {threshold!r}")
-        if self.decide == "topk" and threshold != 0.5:
-            raise InvalidParameterError("LVPruning: threshold belongs to decide=threshold")
+        cutoff: object = self.cutoff
+        if isinstance(cutoff, bool) or not isinstance(cutoff, int | float) or not 0 <= cutoff <= 1:
+            raise InvalidParameterError(f"LVPruning: cutoff must be a number from 0 to 1, not {cutoff!r}")
+        if self.decide == "topk" and cutoff != 0.5:
+            raise InvalidParameterError("LVPruning: cutoff belongs to decide=threshold")
         if self.keep != AUTO:
             if self.decide == "threshold":
                 raise InvalidParameterError("LVPruning: with decide=threshold the modules decide, so keep has no use")
@@ -123,7 +123,7 @@ class LVPruning(InsideLLM):
 
     @property
     def drops_tokens(self) -> bool:
-        return self.threshold > 0 if self.decide == "threshold" else min(self.ratios) < 1
+        return self.cutoff > 0 if self.decide == "threshold" else min(self.ratios) < 1
 
     def stages(self, depth: int) -> tuple[Stage, ...]:  # noqa: ARG002
         return tuple(Stage(layer=layer, attention_layer=None) for layer in self.card.design.layers)
@@ -154,7 +154,7 @@ class LVPruning(InsideLLM):
 
     def acts(self, stage: int, entered: int, now: int) -> bool:
         if self.decide == "threshold":
-            return self.threshold > 0 and now > 1
+            return self.cutoff > 0 and now > 1
         # Also where nothing is dropped yet: later modules add to what this one says.
         return any(self.keep_count(later, entered, now) < now for later in range(stage, len(self.ratios)))
 
@@ -166,8 +166,8 @@ class LVPruning(InsideLLM):
         raise NotImplementedError
 
     def select_above(self, logits: Tensor) -> Tensor:
-        """Return the indices of the tokens that reach the threshold, ascending; the best one if none does."""
-        above = (logits.sigmoid() >= self.threshold).nonzero().squeeze(1)
+        """Return the indices of the tokens that reach the cutoff, ascending; the best one if none does."""
+        above = (logits.sigmoid() >= self.cutoff).nonzero().squeeze(1)
         return above if len(above) else logits.argmax()[None]
 
     def select(self, logits: Tensor, n: int) -> Tensor:

@@ -67,6 +67,23 @@ def test_lengths_must_agree() -> None:
         spearman([1, 2, 3], [1, 2])
 
 
+def test_a_planted_relation_is_found_across_samples_and_across_runs() -> None:
+    rng, runs = np.random.default_rng(4), []
+    for strength in (0.01, 0.02, 0.05, 0.1, 0.2):
+        change = rng.random(400) * strength
+        changed = rng.random(400) < change * 4
+        change[:10] = np.nan  # prompts without an image
+        runs.append(measure_consistency(f"r{strength}", change, changed))
+    across = across_runs(runs)
+    assert across.exact
+    assert across.rho == pytest.approx(-1.0)
+    assert across.p == pytest.approx(2 / 120)
+    assert (runs[-1].n, runs[-1].missing) == (390, 10)
+    assert runs[-1].samples.rho < -0.2
+    assert runs[-1].samples.p < 0.01
+    assert runs[-1].consistency.value == pytest.approx(1 - changed[10:].mean())
+
+
 def test_samples_without_numbers_are_counted_and_left_out() -> None:
     found = measure_consistency("a", [0.1, nan, 0.3, 0.4], [False, True, True, True])
     assert (found.n, found.missing, found.change) == (3, 1, pytest.approx(0.8 / 3))

@@ -85,11 +85,11 @@ def test_a_threshold_keeps_what_reaches_it(llava: Tiny):
     inputs = llava.inputs((QUESTION, [(84, 56)]), ("Is there a dog in the picture?", [(56, 140)]), ("Yes?", []))
     plain = llava.logits(inputs)
     counts = {}
-    for threshold in (0, 0.3, 0.7, 1):
-        with LVPruning(decide="threshold", threshold=threshold).attach(llava.model, llava.family) as session:
+    for cutoff in (0, 0.3, 0.7, 1):
+        with LVPruning(decide="threshold", cutoff=cutoff).attach(llava.model, llava.family) as session:
             logits = llava.logits(inputs)
-        counts[threshold] = [row.visual_tokens for row in session.rows]
-        assert torch.equal(logits, plain) == (threshold == 0)
+        counts[cutoff] = [row.visual_tokens for row in session.rows]
+        assert torch.equal(logits, plain) == (cutoff == 0)
     assert counts[0] == [(16,) * 4, (16,) * 4, (0,) * 4]
     assert all(row[-1] < 16 for row in counts[0.7][:2])
     assert sum(map(sum, counts[0.7])) < sum(map(sum, counts[0.3]))
@@ -102,9 +102,9 @@ def test_a_threshold_keeps_what_reaches_it(llava: Tiny):
         {"pruner": ""},
         {"pruner": 3},
         {"decide": "best"},
-        {"threshold": 0.4},
-        {"decide": "threshold", "threshold": 1.2},
-        {"decide": "threshold", "threshold": True},
+        {"cutoff": 0.4},
+        {"decide": "threshold", "cutoff": 1.2},
+        {"decide": "threshold", "cutoff": True},
         {"decide": "threshold", "keep": 0.5},
         {"keep": 0},
         {"keep": "0.2-0.5-0.1"},

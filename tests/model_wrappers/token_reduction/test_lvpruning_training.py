@@ -356,12 +356,14 @@ def test_a_folder_of_something_else_is_left_alone(llava: Tiny, lines: Path, tmp_
 
 def test_two_processes_take_the_steps_of_one(llava: Tiny, lines: Path, tmp_path: Path):
     # what accelerate launch starts on one machine with several GPUs; on a CPU it would start a single process
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     words += ["-m", "lmms_eval_stability.cli", "train-pruner"]
     arguments = options(llava, lines, tmp_path / "two")
     arguments = [word for word in arguments if word not in ("--device", "cpu")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*words, *arguments], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [*words, *arguments], capture_output=True, text=True, env=environment, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert command(*options(llava, lines, tmp_path / "one")).exit_code == 0
     one, two = (load_pruner(tmp_path / name).state_dict() for name in ("one", "two"))
