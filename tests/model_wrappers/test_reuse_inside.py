@@ -31,7 +31,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("sparsevlm", {"layers": "1-2", "tokens": "5-2", "literal": True}),
     ("sparsevlm", {"layers": "1-2", "rank_rule": True, "scale": 0.6}),
     ("lvpruning", {}),
-    ("lvpruning", {"text": "question", "decide": "threshold", "threshold": 0.4}),
+    ("lvpruning", {"text": "question", "decide": "threshold", "cutoff": 0.4}),
 ]
 
 
