@@ -25,6 +25,7 @@ from lmms_eval_stability.model_wrappers.loading import LoadedModel, LoadOptions,
 from lmms_eval_stability.model_wrappers.quantization.make.calibration import Choice, is_file, read_file, read_task
 from lmms_eval_stability.model_wrappers.quantization.module_names import module_names
 from lmms_eval_stability.model_wrappers.registry import FAMILIES, METHODS, MODELS
+from lmms_eval_stability.model_wrappers.token_reduction.show import load_any
 
 if TYPE_CHECKING:
     from lmms_eval_stability.model_wrappers.families import Prompt
@@ -148,10 +149,10 @@ def _config(pretrained: str) -> Any:
 
 
 def _load(subject: Subject) -> LoadedModel:
+    if not subject.scheme:
+        return load_any(subject.pretrained)
     model_type = family_for(_config(subject.pretrained)).model_type
     prefix = next(name for name, family in FAMILIES.items() if model_type in family.model_types)
-    if not subject.scheme:
-        return load(MODELS[f"{prefix}_baseline"], LoadOptions(pretrained=subject.pretrained))
     module, name = METHODS[subject.scheme].path.split(":")
     quantizer = getattr(importlib.import_module(f"lmms_eval_stability.model_wrappers.{module}"), name)()
     options = LoadOptions(pretrained=subject.pretrained, quantizer=quantizer)
