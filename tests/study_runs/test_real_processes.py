@@ -89,3 +89,22 @@ def test_shards_and_a_killed_process_give_the_rows_of_one_process(tmp_path: Path
     assert sorted((shard.span.first, shard.stop) for shard in shards) == [(0, 4), (4, 8)]
     assert all(shard.total == 2000 for shard in shards)
     assert all(shard.startup is not None and 0 < shard.startup < shard.seconds for shard in shards)
+
+
+def test_two_ranks_share_the_documents_and_give_the_rows_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    text = STUDY.replace("limit: 8", "limit: 5")  # an odd number: one rank has a document more
+    whole = study(one, text)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    shared = study(two, text.replace("workers: 2", "processes: 2"))
+    assert shared.returncode == 0, shared.stdout + shared.stderr
+    found = rows(two)
+    assert [row["doc_id"] for row in found] == [0, 2, 4, 1, 3]  # lmms-eval logs rank after rank
+    assert sorted(found, key=lambda row: row["doc_id"]) == rows(one)
+    native = [load_run(run_of(folder)).task("shapes_vqa").native["exact_match"] for folder in (one, two)]
+    assert native[0] == native[1]
