@@ -94,7 +94,7 @@ class Answerer:
         tokens: Sequence[RowTokens]
         if shares and self.prefixes is not None and all(prepared.images):
             then = self.prefixes.batch(text, prepared.images, session, settings.max_new_tokens)
-            with self._on_prefixes(then, session):
+            with self._on_prefixes(then, session), self.vision.serving(prepared.all_images):
                 rows = self._generate(then.inputs, settings, started)
             tokens = [row or own for row, own in zip(then.rows, self._all_visual(text), strict=True)]
             if session is not None and then.beginning is not None:

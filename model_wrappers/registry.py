@@ -107,6 +107,12 @@ METHODS: dict[str, MethodEntry] = {
         "token reduction",
         {"tokens": 192, "literal": False, "seed": 0},
     ),
+    "random_inside": MethodEntry(
+        "token_reduction.random_inside:RandomInside",
+        "drops random or evenly spaced visual tokens in stages: the control that rankings there have to beat",
+        "token reduction",
+        {"layers": "auto", "keep": "0.5-0.25-0.125", "seed": 0, "spread": False},
+    ),
     "visionzip": MethodEntry(
         "token_reduction.visionzip:VisionZip",
         "keeps the patches that the CLS token attends to, merges the others into a few tokens",

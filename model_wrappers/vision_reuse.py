@@ -101,6 +101,11 @@ class VisionReuse:
     def is_serving(self) -> bool:
         return self._images is not None
 
+    @property
+    def served(self) -> Sequence[ImageInputs] | None:
+        """The images of ``serving``."""
+        return self._images
+
     def each(self, kind: str, make: Callable[[Mapping[str, Tensor]], T]) -> list[T]:
         """Return what is made of each of the images that are being served, from memory where it is there.
 

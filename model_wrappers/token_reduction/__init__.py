@@ -8,6 +8,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.lofi import LoFi
 from lmms_eval_stability.model_wrappers.token_reduction.lvpruning import LVPruning
 from lmms_eval_stability.model_wrappers.token_reduction.pyramiddrop import PyramidDrop
 from lmms_eval_stability.model_wrappers.token_reduction.random import Random
+from lmms_eval_stability.model_wrappers.token_reduction.random_inside import RandomInside
 from lmms_eval_stability.model_wrappers.token_reduction.sparsevlm import SparseVLM
 from lmms_eval_stability.model_wrappers.token_reduction.visionzip import VisionZip
 
@@ -19,6 +20,7 @@ __all__ = [
     "LoFi",
     "PyramidDrop",
     "Random",
+    "RandomInside",
     "RowTokens",
     "Session",
     "SparseVLM",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lmms_eval_stability.model_wrappers.token_reduction.base import Session
 from lmms_eval_stability.model_wrappers.token_reduction.errors import UnsupportedCallError
+from lmms_eval_stability.model_wrappers.token_reduction.first_scores import FirstScores
 
 #: Options of ``generate`` under which a cache with layers of different lengths, or a prefill in pieces, would go wrong.
 _REFUSED = {
@@ -24,7 +25,7 @@ _REFUSED = {
 _CACHES = (None, "dynamic", "dynamic_full")
 
 
-def patch_generate(model: Any, session: Session, stack: ExitStack) -> None:
+def patch_generate(model: Any, session: Session, scores: FirstScores, stack: ExitStack) -> None:
     """Wrap ``model.generate`` until ``stack`` closes.
 
     Without a KV cache every step of ``generate`` is a full forward pass over prompt and answer so far. Pinning the
@@ -42,7 +43,7 @@ def patch_generate(model: Any, session: Session, stack: ExitStack) -> None:
         if kwargs.get("pixel_values_videos") is not None:  # encoded before the first pass, which then does not see it
             raise UnsupportedCallError("token reduction does not support video: only tokens of images are dropped")
         pin = session.pin_query(_last_columns(input_ids, kwargs.get("attention_mask")))
-        with nullcontext() if session.pinned else pin:
+        with nullcontext() if session.pinned else pin, scores.held({**kwargs, "input_ids": input_ids}):
             return original(inputs, generation_config, *args, **kwargs)
 
     def restore() -> None:

@@ -14,6 +14,7 @@ decoding, chunked prefill, ``inputs_embeds``, new images on a filled cache, flex
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from torch import Tensor
 from lmms_eval_stability.model_wrappers.families.base import Family
 from lmms_eval_stability.model_wrappers.token_reduction.base import Session, TokenReducer
 from lmms_eval_stability.model_wrappers.token_reduction.errors import InvalidParameterError, UnsupportedModelError
+from lmms_eval_stability.model_wrappers.token_reduction.first_scores import FirstScores
 from lmms_eval_stability.model_wrappers.token_reduction.generation import patch_generate
 from lmms_eval_stability.model_wrappers.token_reduction.stage_hooks import StageHooks
 
@@ -75,6 +77,8 @@ class InsideLLM(TokenReducer):
 
     #: Whether the tokens are ranked by text tokens that ``raters`` picks, instead of by the last prompt token.
     has_raters: ClassVar[bool] = False
+    #: Whether ``first_scores`` is asked for what the first stage is given as scores.
+    has_first_scores: ClassVar[bool] = False
 
     @property
     def renumbers(self) -> bool:
@@ -111,6 +115,15 @@ class InsideLLM(TokenReducer):
     @abstractmethod
     def select(self, scores: Tensor, n: int) -> Tensor:
         """Return the indices of the ``n`` tokens to keep, ascending: (N,) -> (n,)."""
+
+    def first_scores(self, n: int, pixels: Sequence[Tensor]) -> Tensor:
+        """Return (n,) scores of a prompt's visual tokens before any layer has read them, if ``has_first_scores``.
+
+        Args:
+            n: Visual tokens of the prompt, all images together; at least 1.
+            pixels: Of each of its images, as the vision tower is given them.
+        """
+        raise NotImplementedError
 
     def raters(self, visual: Tensor, text: Tensor) -> Tensor:
         """Pick the text tokens whose attention ranks the visual ones, if ``has_raters``.
@@ -151,7 +164,8 @@ class InsideLLM(TokenReducer):
             visual: (N, d) the visual tokens that are left, as they enter the layer of the stage.
             text: (T, d) all text tokens of the prompt, likewise.
             after: How many of these, the last ones, stand behind the last visual token of the prompt.
-            scores: (N,) what the stage before returned as ``Reduction.scores``, if any.
+            scores: (N,) what the stage before returned as ``Reduction.scores``, or ``first_scores`` before any; None
+                where neither said anything.
         """
         raise NotImplementedError
 
@@ -167,8 +181,9 @@ class InsideLLM(TokenReducer):
                     f" so it must be 1 to {depth - 1}"
                 )
         _refuse_model(model, decoder)
-        patch_generate(model, session, stack)
-        StageHooks(self, stages, model, family, session).install(stack)
+        scores = FirstScores(self, model, family, session)
+        patch_generate(model, session, scores, stack)
+        StageHooks(self, stages, model, family, session, scores).install(stack)
 
 
 def _refuse_model(model: Any, decoder: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +43,7 @@ class Random(BeforeLLM):
     def __post_init__(self) -> None:
         check_budget("random", "tokens", self.tokens, literal=self.literal)
         check_flag("random", "literal", self.literal)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise InvalidParameterError(f"random: seed must be a whole number, not {self.seed!r}")
+        check_seed("random", self.seed)
 
     @property
     def drops_tokens(self) -> bool:
@@ -63,9 +63,20 @@ class Random(BeforeLLM):
 
     def select(self, total: int, n: int, pixels: Tensor) -> Tensor:
         """Return ``n`` of ``total`` indices, ascending: (n,)."""
-        digest = hashlib.blake2b(digest_size=8)
-        digest.update(self.seed.to_bytes(16, "big", signed=True))
+        return drawn_order(total, self.seed, [pixels])[:n].sort().values
+
+
+def check_seed(method: str, seed: object) -> None:
+    """Refuse what cannot be a seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InvalidParameterError(f"{method}: seed must be a whole number, not {seed!r}")
+
+
+def drawn_order(total: int, seed: int, images: Sequence[Tensor]) -> Tensor:
+    """Return ``total`` indices in an order (total,) that depends on the seed and the images' pixels only."""
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(seed.to_bytes(16, "big", signed=True))
+    for pixels in images:
         digest.update(pixels.detach().float().cpu().contiguous().numpy().tobytes())
-        key = int.from_bytes(digest.digest(), "big") >> 1  # a generator takes 63 bits
-        generator = torch.Generator().manual_seed(key)
-        return torch.randperm(total, generator=generator)[:n].sort().values
+    key = int.from_bytes(digest.digest(), "big") >> 1  # a generator takes 63 bits
+    return torch.randperm(total, generator=torch.Generator().manual_seed(key))

@@ -138,3 +138,19 @@ def causal_mask(valid: Tensor | None, new: int, implementation: str, like: Tenso
     if implementation != "eager":
         return seen
     return like.new_zeros(seen.shape).masked_fill_(~seen, torch.finfo(like.dtype).min)
+
+
+def visual_tokens(input_ids: Tensor, real: Tensor | None, query: Tensor, placeholders: Tensor) -> Tensor:
+    """Return which columns are visual tokens that the query sees: (B, L) bool.
+
+    Not after the query: without a cache those are generated tokens, which may have a placeholder's id by chance.
+
+    Args:
+        input_ids: (B, L).
+        real: (B, L) bool, False on padding; None when there is none.
+        query: (B,) column of each prompt's last token.
+        placeholders: Ids that stand for one visual token each.
+    """
+    visual = torch.isin(input_ids, placeholders.to(input_ids.device))
+    visual &= torch.arange(input_ids.shape[1], device=input_ids.device) < query[:, None]
+    return visual if real is None else visual & real

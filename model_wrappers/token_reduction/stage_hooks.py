@@ -20,8 +20,9 @@ from lmms_eval_stability.model_wrappers.token_reduction.attention_tap import Att
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session
 from lmms_eval_stability.model_wrappers.token_reduction.beginning import Beginning
 from lmms_eval_stability.model_wrappers.token_reduction.errors import UnsupportedCallError
+from lmms_eval_stability.model_wrappers.token_reduction.first_scores import FirstScores
 from lmms_eval_stability.model_wrappers.token_reduction.ipr import ratios
-from lmms_eval_stability.model_wrappers.token_reduction.sequence import Kept, causal_mask, take
+from lmms_eval_stability.model_wrappers.token_reduction.sequence import Kept, causal_mask, take, visual_tokens
 from lmms_eval_stability.model_wrappers.token_reduction.trace import Trail
 
 if TYPE_CHECKING:
@@ -96,11 +97,18 @@ class StageHooks:
     """The hooks of one attached method and their state."""
 
     def __init__(
-        self, method: InsideLLM, stages: tuple[Stage, ...], model: Any, family: Family, session: Session
+        self,
+        method: InsideLLM,
+        stages: tuple[Stage, ...],
+        model: Any,
+        family: Family,
+        session: Session,
+        first_scores: FirstScores,
     ) -> None:
         self._method = method
         self._stages = stages
         self._session = session
+        self._first_scores = first_scores
         self._decoder: Any = family.decoder(model)
         self._backbone = family.backbone(model)
         self._parameters = tuple(inspect.signature(self._backbone.forward).parameters)
@@ -142,25 +150,22 @@ class StageHooks:
         self._reset()
         self._beginning = self._session.take_beginning()
         if self._beginning is not None:
-            self._begin_prefill(self._beginning.input_ids, mask)
+            self._begin_prefill(self._beginning.input_ids, mask, given)
         elif cache is None or cache.get_seq_length() == 0:
-            self._begin_prefill(input_ids, mask)
+            self._begin_prefill(input_ids, mask, given)
         else:
             self._begin_continuation(input_ids, mask, cache)
         self._running = True
 
-    def _begin_prefill(self, input_ids: Tensor, mask: Tensor | None) -> None:
+    def _begin_prefill(self, input_ids: Tensor, mask: Tensor | None, given: dict[str, Any]) -> None:
         real = None if mask is None or bool(mask.all()) else mask
         query = self._session.query_columns(input_ids, real)
-        visual = torch.isin(input_ids, self._placeholders.to(input_ids.device))
-        # Not after the query: without a cache those are generated tokens, which may have a placeholder's id by chance.
-        visual &= torch.arange(input_ids.shape[1], device=input_ids.device) < query[:, None]
-        if real is not None:
-            visual &= real
+        visual = visual_tokens(input_ids, real, query, self._placeholders)
         batch, length = input_ids.shape
         start = Kept.everything(batch, length, real, input_ids.device)
-        counts = [[count] for count in visual.sum(dim=1).tolist()]
-        self._prefill = _Prefill(start, query, query[:, None], [1] * batch, visual, counts)
+        tokens = visual.sum(dim=1).tolist()
+        self._prefill = _Prefill(start, query, query[:, None], [1] * batch, visual, [[count] for count in tokens])
+        self._prefill.scores = self._first_scores.of_rows(given, tokens)
         if self._session.tracing:
             self._prefill.trails = [Trail(row.nonzero().squeeze(1).tolist()) for row in visual]
 

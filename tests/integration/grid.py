@@ -60,6 +60,7 @@ METHODS = {
     "hired": Method("hired", ",budget=0.3"),
     "lofi": Method("lofi", ",rank=4"),
     "random": Method("random", ",tokens=200"),
+    "random_inside": Method("random_inside"),
     "lvpruning": Method("lvpruning", ",pruner={pruner},any_base=True"),
     "downsample": Method("downsample"),
     "int8": Method("int8", drops=False),

@@ -20,11 +20,12 @@ TinyFolder = Callable[[str], str]
 KINDS = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
 CLASS = {"llava": "Llava", "llava_next": "Llava", "qwen2_vl": "Qwen2Vl", "qwen2_5_vl": "Qwen25Vl"}
 BEFORE = ("visionzip", "hired", "lofi", "random")
-INSIDE = ("fastv", "pyramiddrop", "sparsevlm")
+INSIDE = ("fastv", "pyramiddrop", "sparsevlm", "random_inside")
 
 
 def classes(method: str) -> dict[str, Any]:
-    return {kind: getattr(models, f"{CLASS[kind]}{method.capitalize()}") for kind in KINDS}
+    suffix = "".join(part.capitalize() for part in method.split("_"))
+    return {kind: getattr(models, f"{CLASS[kind]}{suffix}") for kind in KINDS}
 
 
 def arguments(method: str) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def test_reused_features_change_nothing_not_a_bit(kind: str, method: str, tiny_f
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["baseline", "visionzip", "hired", "fastv", "sparsevlm"])
+@pytest.mark.parametrize("method", ["baseline", "visionzip", "hired", "fastv", "sparsevlm", "random_inside"])
 def test_batches_over_shared_images_answer_as_single_rows(kind: str, method: str, tiny_folder: TinyFolder) -> None:
     docs = questions()
     plain = run(make(classes(method), kind, tiny_folder(kind), reuse="none"), docs)

@@ -12,6 +12,7 @@ from lmms_eval_stability.model_wrappers import answering
 from lmms_eval_stability.model_wrappers.token_reduction import lvpruning
 from lmms_eval_stability.model_wrappers.token_reduction.inside_llm import InsideLLM
 from lmms_eval_stability.model_wrappers.token_reduction.lvpruning import LVPruning
+from lmms_eval_stability.model_wrappers.token_reduction.random_inside import RandomInside
 from lmms_eval_stability.model_wrappers.token_reduction.sparsevlm import SparseVLM
 from tests.model_wrappers.documents import draw
 from tests.model_wrappers.test_reuse import INSIDE, KINDS, classes, questions
@@ -30,6 +31,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("sparsevlm", {"layers": "0-1", "tokens": "300-110"}),
     ("sparsevlm", {"layers": "1-2", "tokens": "5-2", "literal": True}),
     ("sparsevlm", {"layers": "1-2", "rank_rule": True, "scale": 0.6}),
+    ("random_inside", {"layers": "1-2", "keep": "0.5-0.25"}),
+    ("random_inside", {"layers": "2-3", "keep": 0.4, "spread": True}),
     ("lvpruning", {}),
     ("lvpruning", {"text": "question", "decide": "threshold", "cutoff": 0.4}),
 ]
@@ -62,7 +65,7 @@ class Watch:
             return found
 
         monkeypatch.setattr(answering, "generate", watched)
-        for cls in (InsideLLM, SparseVLM, LVPruning):
+        for cls in (InsideLLM, SparseVLM, LVPruning, RandomInside):
             for name in {"reduce", "reduce_by_text"} & vars(cls).keys():
                 self._watch(monkeypatch, cls, name)
 

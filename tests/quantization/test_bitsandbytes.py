@@ -200,6 +200,7 @@ def test_the_skip_list_of_a_saved_model_is_read_as_it_was_meant(
         ("hired", {}),
         ("lofi", {"rank": 8}),
         ("random", {}),
+        ("random_inside", {}),
     ],
 )
 def test_token_reduction_and_quantisation_together(method: str, arguments: dict[str, Any], half: Folder) -> None:

@@ -16,6 +16,7 @@ from lmms_eval_stability.model_wrappers.token_reduction import (
     FastV,
     LVPruning,
     PyramidDrop,
+    RandomInside,
     SparseVLM,
     TokenReducer,
 )
@@ -25,6 +26,7 @@ from tests.model_wrappers.token_reduction import (
     fastv_oracle,
     lvpruning_oracle,
     pyramiddrop_oracle,
+    random_inside_oracle,
     sparsevlm_oracle,
 )
 from tests.model_wrappers.token_reduction.conftest import Tiny
@@ -57,6 +59,11 @@ def expect(tiny: Tiny, method: TokenReducer, inputs: dict[str, Any], answer: Ten
         counts = [method.keep_count(i, n, n) for i in range(stages)]
         found = lvpruning_oracle.run(tiny, full, method.modules, counts, query)
         return Expected(found.logits, (n, *counts))
+    if isinstance(method, RandomInside):
+        pixels = tiny.family.image_pixels(inputs, tiny.family.image_layouts(tiny.model, inputs))
+        longest = method.first_scores(n, pixels).argsort(descending=True, stable=True).tolist()
+        goals = {s.layer: method.keep_count(i, n, n) for i, s in enumerate(method.stages(len(tiny.layers)))}
+        return Expected(random_inside_oracle.run(tiny, full, longest, goals), (n, *goals.values()))
     if isinstance(method, SparseVLM):
         keeps, now = {}, n
         for i, stage in enumerate(method.stages(len(tiny.layers))):

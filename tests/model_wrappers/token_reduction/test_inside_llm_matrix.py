@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
-from lmms_eval_stability.model_wrappers.token_reduction import FastV, PyramidDrop, SparseVLM
+from lmms_eval_stability.model_wrappers.token_reduction import FastV, PyramidDrop, RandomInside, SparseVLM
 from lmms_eval_stability.model_wrappers.token_reduction.errors import NothingPrunedError
 from lmms_eval_stability.model_wrappers.token_reduction.inside_llm import InsideLLM
 from tests.model_wrappers.token_reduction.conftest import (
@@ -27,6 +27,7 @@ CASES = {
     "pyramiddrop_original_positions": PyramidDrop(renumber=False),
     "sparsevlm": SparseVLM(),
     "lvpruning": LVPruning(),
+    "random_inside": RandomInside(),
 }
 
 

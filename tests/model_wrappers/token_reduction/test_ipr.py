@@ -19,6 +19,7 @@ from lmms_eval_stability.model_wrappers.token_reduction import (
     LoFi,
     PyramidDrop,
     Random,
+    RandomInside,
     SparseVLM,
     VisionZip,
 )
@@ -31,7 +32,7 @@ from tests.model_wrappers.token_reduction.test_batches import RAGGED
 from tests.model_wrappers.token_reduction.test_diagnostics import ratio_of
 
 BEFORE: tuple[TokenReducer, ...] = (VisionZip(), HiRED(budget=0.4), LoFi(rank=4), Random())
-INSIDE: tuple[TokenReducer, ...] = (FastV(k=2, r=0.7), PyramidDrop(), LVPruning(), SparseVLM())
+INSIDE: tuple[TokenReducer, ...] = (FastV(k=2, r=0.7), PyramidDrop(), LVPruning(), SparseVLM(), RandomInside())
 
 
 def numbers(session: Session) -> list[dict[str, tuple[float | None, ...]]]:

@@ -56,6 +56,7 @@ from lmms_eval_stability.model_wrappers.token_reduction import (
     LoFi,
     PyramidDrop,
     Random,
+    RandomInside,
     SparseVLM,
     TokenReducer,
     VisionZip,
@@ -88,6 +89,8 @@ METHODS: dict[str, tuple[TokenReducer, TokenReducer]] = {
     "hired": (HiRED(budget=0.3), HiRED(budget=1)),
     "lofi": (LoFi(rank=4), LoFi(tokens=576, rank=4)),
     "random": (Random(tokens=200), Random(tokens=576)),
+    "random_inside": (RandomInside(), RandomInside(keep=1)),
+    "random_inside_spread": (RandomInside(layers="2-5", keep="0.6-0.3", spread=True), RandomInside(keep=1, spread=True)),
     "downsample": (Downsample(), Downsample(tokens=576)),
 }
 BATCHES: dict[str, tuple[Spec, ...]] = {"one": RAGGED[:1], "padded": RAGGED}
@@ -321,7 +324,7 @@ def test_half_precision_keeps_nearly_the_same(load: Any, name: str, kind: str, d
     assert logits.dtype == dtype
     assert logits.isfinite().all()
     assert session.rows == exact.rows
-    if isinstance(method, Random):  # its draw depends on the bytes of the pixels: in another dtype it is another one
+    if isinstance(method, Random | RandomInside):  # its draw depends on the bytes of the pixels: in another dtype it is another one
         return
     # rounding swaps tokens of nearly equal rank: what is kept is compared by its overlap, never exactly
     same = total = 0
@@ -362,6 +365,8 @@ def test_flash_kernels(load: Any, name: str, kind: str):
         (FastV(k=8), "has 8 layers"),
         (PyramidDrop(layers="8-16-24"), "has 8 layers"),
         (PyramidDrop(layers="6-4-2"), "must ascend"),
+        (RandomInside(layers="8", keep=0.5), "has 8 layers"),
+        (RandomInside(layers="4-2", keep=0.5), "must ascend"),
         (SparseVLM(layers="2-6-15"), "has 8 layers"),
         (VisionZip(dominant=20, contextual=1, literal=True), "21 tokens is more than the 16"),
         (LoFi(tokens=17, literal=True, rank=4), "17 tokens is more than the 16"),
