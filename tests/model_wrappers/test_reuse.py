@@ -133,11 +133,12 @@ def test_a_memory_of_nothing_only_costs_time(tiny_folder: TinyFolder) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
-def test_answers_to_score_share_the_image(kind: str, tiny_folder: TinyFolder) -> None:
+@pytest.mark.parametrize("method", ["baseline", "random_inside"])
+def test_answers_to_score_share_the_image(kind: str, method: str, tiny_folder: TinyFolder) -> None:
     docs = [doc for doc in questions() if len(doc["images"]) == 1]
     scored = []
     for reuse in ("none", "vision"):
-        model = make(BASELINES, kind, tiny_folder(kind), reuse=reuse)
+        model = make(classes(method), kind, tiny_folder(kind), reuse=reuse)
         scored.append(scores(model, docs, (" yes", " a dog")))
     assert scored[0] == scored[1]
     assert scored[1][0].token_counts.run["throughput"]["images_encoded"] == 3
