@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
 import weakref
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +18,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, S
 from lmms_eval_stability.model_wrappers.token_reduction.beginning import Beginning
 from lmms_eval_stability.model_wrappers.token_reduction.errors import UnsupportedCallError
 from lmms_eval_stability.model_wrappers.token_reduction.first_scores import FirstScores
-from lmms_eval_stability.model_wrappers.token_reduction.ipr import ratios
+from lmms_eval_stability.model_wrappers.token_reduction.prefill import Continuation, Prefill
 from lmms_eval_stability.model_wrappers.token_reduction.sequence import Kept, causal_mask, take, visual_tokens
 from lmms_eval_stability.model_wrappers.token_reduction.trace import Trail
 
@@ -42,55 +39,6 @@ def _refuse_call(given: dict[str, Any]) -> None:
         raise UnsupportedCallError("token reduction does not support packed sequences or paged caches")
     if cache is not None and not isinstance(cache, DynamicCache):
         raise UnsupportedCallError(f"token reduction supports the dynamic KV cache only, not {type(cache).__name__}")
-
-
-@dataclass
-class _Prefill:
-    """One prefill, and what the decoding steps that follow it must know.
-
-    Attributes:
-        start: The sequence as it enters the language model.
-        query: (B,) column of the prompt's last token.
-        raters: (B, R) columns of the tokens that rank the visual ones. Rows with fewer repeat their last one.
-        raters_of_row: How many of them each row really has.
-        visual: (B, L) bool, the visual tokens of the prompt.
-        counts: Visual tokens of each row: those of the prompt, then after each stage.
-        kept: The latest shortened sequence and the layer where it begins, for each stage that dropped something.
-        trails: What traces are made of, per row; empty unless the session traces.
-        scores: What the latest stage said of the tokens that it left, by row.
-        entered: (B, L, d) what entered the first layer that dropped anything, until the prefill's end, if wanted.
-        cache: The KV cache that this prefill filled; not kept alive.
-    """
-
-    start: Kept
-    query: Tensor
-    raters: Tensor
-    raters_of_row: list[int]
-    visual: Tensor
-    counts: list[list[int]]
-    kept: list[tuple[int, Kept]] = field(default_factory=list)
-    trails: list[Trail] = field(default_factory=list)
-    scores: dict[int, Tensor | None] = field(default_factory=dict)
-    entered: Tensor | None = None
-    cache: Callable[[], Any] = lambda: None
-
-    @property
-    def now(self) -> Kept:
-        """The sequence after the stages so far."""
-        return self.kept[-1][1] if self.kept else self.start
-
-    def at(self, layer: int) -> Kept | None:
-        """Return the shortened sequence that enters ``layer``, or None if nothing has been dropped before it."""
-        return next((kept for first, kept in reversed(self.kept) if first <= layer), None)
-
-
-@dataclass
-class _Continuation:
-    """Tokens after a prefill: ``new`` of them in this pass, (B, appended) real or not altogether; None if all are."""
-
-    new: int
-    appended: int
-    real: Tensor | None
 
 
 class StageHooks:
@@ -115,8 +63,8 @@ class StageHooks:
         self._placeholders = torch.tensor(family.placeholder_ids(model.config))
         self._renumbers = method.renumbers and not _has_grid_positions(self._decoder.config)
         self._taps: dict[int, AttentionTap] = {}
-        self._prefill: _Prefill | None = None  # the latest one; stays for the decoding steps
-        self._continuation: _Continuation | None = None  # set in a pass that is not a prefill
+        self._prefill: Prefill | None = None  # the latest one; stays for the decoding steps
+        self._continuation: Continuation | None = None  # set in a pass that is not a prefill
         self._beginning: Beginning | None = None  # set in a prefill over the rest of prompts
         self._running = False
         # Masks and rotary embeddings are the same for all layers between two stages, so they are made once per pass.
@@ -164,7 +112,7 @@ class StageHooks:
         batch, length = input_ids.shape
         start = Kept.everything(batch, length, real, input_ids.device)
         tokens = visual.sum(dim=1).tolist()
-        self._prefill = _Prefill(start, query, query[:, None], [1] * batch, visual, [[count] for count in tokens])
+        self._prefill = Prefill(start, query, query[:, None], [1] * batch, visual, [[count] for count in tokens])
         self._prefill.scores = self._first_scores.of_rows(given, tokens)
         if self._session.tracing:
             self._prefill.trails = [Trail(row.nonzero().squeeze(1).tolist()) for row in visual]
@@ -183,7 +131,7 @@ class StageHooks:
         length = prefill.start.columns_total
         appended = cache.get_seq_length() + new - length
         real = None if mask is None or bool(mask[:, length:].all()) else mask[:, length:]
-        self._continuation = _Continuation(new, appended, real)
+        self._continuation = Continuation(new, appended, real)
 
     def _end(self, _module: Any, _args: Any, _output: Any) -> None:
         """Close the pass, also a failed one, so that a language model called on its own afterwards is left alone."""
@@ -216,7 +164,7 @@ class StageHooks:
                 if stage.layer == index:
                     hidden = self._drop(number, hidden, kwargs, prefill)
                 elif stage.attention_layer == index and self._acting(number, prefill):
-                    rows, seen = _rows(prefill)
+                    rows, seen = prefill.rating()
                     # Of layers before the first drop the queries are those of the rest alone, and all raters are there.
                     skipped = beginning.length if beginning is not None and index < beginning.layer else 0
                     self._taps[index].want(rows - skipped, seen)
@@ -226,12 +174,12 @@ class StageHooks:
         changed = self._fit(kept, hidden, kwargs)
         return ((hidden, *args[1:]), changed) if args else (args, {**changed, "hidden_states": hidden})
 
-    def _acting(self, number: int, prefill: _Prefill) -> list[int]:
+    def _acting(self, number: int, prefill: Prefill) -> list[int]:
         """Return the rows of the batch that a stage changes."""
         return [index for index, row in enumerate(prefill.counts) if self._method.acts(number, row[0], row[-1])]
 
     @torch.no_grad()
-    def _pick_raters(self, hidden: Tensor, prefill: _Prefill) -> None:
+    def _pick_raters(self, hidden: Tensor, prefill: Prefill) -> None:
         """Have the method pick the text tokens that rank: hidden states (B, L, d) at the input of the first layer."""
         acting = {index for number in range(len(self._stages)) for index in self._acting(number, prefill)}
         picked = []
@@ -249,7 +197,7 @@ class StageHooks:
         most = max(prefill.raters_of_row)
         prefill.raters = torch.stack([torch.cat([row, row[-1:].expand(most - len(row))]) for row in picked])
 
-    def _attention(self, number: int, hidden: Tensor, kwargs: dict[str, Any], prefill: _Prefill) -> Tensor | None:
+    def _attention(self, number: int, hidden: Tensor, kwargs: dict[str, Any], prefill: Prefill) -> Tensor | None:
         """Return the attention (B, H, R, S) by which a stage ranks the slots of the sequence before it, if by any."""
         stage = self._stages[number]
         if stage.attention_layer is None:
@@ -260,9 +208,9 @@ class StageHooks:
         layer, kept = self._decoder.layers[stage.layer], prefill.at(stage.layer)
         rotary = kwargs["position_embeddings"] if kept is None else self._rotary(kept, hidden, kwargs)
         with torch.no_grad():
-            return tap.measure(layer.input_layernorm(hidden), rotary, *_rows(prefill))
+            return tap.measure(layer.input_layernorm(hidden), rotary, *prefill.rating())
 
-    def _drop(self, number: int, hidden: Tensor, kwargs: dict[str, Any], prefill: _Prefill) -> Tensor:
+    def _drop(self, number: int, hidden: Tensor, kwargs: dict[str, Any], prefill: Prefill) -> Tensor:
         """Drop the tokens of one stage: hidden states (B, S, d) -> (B, S', d)."""
         acting = self._acting(number, prefill)
         if not acting:  # nothing to do must be exactly nothing: results stay equal to the base model's, bit by bit
@@ -272,9 +220,7 @@ class StageHooks:
                 trail.step(self._stages[number].layer)
             return hidden
         attention, now = self._attention(number, hidden, kwargs, prefill), prefill.now
-        visual = prefill.visual.gather(1, now.columns)
-        if now.valid is not None:
-            visual &= now.valid
+        visual = prefill.left()
         dropped, order = visual.clone(), now.slot_order()
         merges: list[tuple[int, Tensor, Tensor]] = []
         for index, row in enumerate(prefill.counts):
@@ -283,7 +229,7 @@ class StageHooks:
             if index in acting:
                 tokens = hidden[index, slots.to(hidden.device)]
                 if attention is None:
-                    text, before = _text(prefill, index, hidden), prefill.scores.get(index)
+                    text, before = prefill.text(index, hidden), prefill.scores.get(index)
                     left = self._method.reduce_by_text(number, row[0], tokens, *text, before)
                     prefill.scores[index] = left.scores
                 else:
@@ -315,7 +261,7 @@ class StageHooks:
         kernel = self._decoder.config._attn_implementation
         step = self._continuation
         if id(kept) not in self._shared:
-            valid, new = (kept.valid, hidden.shape[1]) if step is None else (_all_keys(kept, step), step.new)
+            valid, new = (kept.valid, hidden.shape[1]) if step is None else (step.all_keys(kept), step.new)
             mask = causal_mask(valid, new, kernel, hidden)
             self._shared[id(kept)] = (mask, self._rotary(kept, hidden, kwargs))
         mask, rotary = self._shared[id(kept)]
@@ -346,7 +292,7 @@ class StageHooks:
         if not self._running or self._continuation is not None or prefill is None:
             return None
         layers = (0, *(stage.layer for stage in self._stages))
-        found = zip(prefill.counts, _ratios(prefill), strict=True)
+        found = zip(prefill.counts, prefill.ratios(), strict=True)
         rows = [RowTokens(layers, tuple(row), numbers) for row, numbers in found]
         self._session.record(rows, [trail.stages for trail in prefill.trails])
         if not prefill.kept:
@@ -354,53 +300,6 @@ class StageHooks:
         states = prefill.now.restore_length(output.last_hidden_state)
         output.last_hidden_state = states if self._beginning is None else states[:, self._beginning.length :]
         return output
-
-
-def _all_keys(kept: Kept, step: _Continuation) -> Tensor | None:
-    """Return which of all keys of a shortened layer are real, (B, S + appended), or None if decoding needs no mask."""
-    if kept.valid is None and step.real is None and step.new == 1:
-        return None
-    prompt = torch.ones_like(kept.columns, dtype=torch.bool) if kept.valid is None else kept.valid
-    after = prompt.new_ones(len(prompt), step.appended) if step.real is None else step.real
-    return torch.cat([prompt, after], dim=1)
-
-
-def _rows(prefill: _Prefill) -> tuple[Tensor, Tensor]:
-    """Return the rows (B, R) of attention that rank the tokens that are left, and what each attends to (B, R, S)."""
-    now = prefill.now
-    rows = now.slot_of(prefill.raters)
-    seen = torch.arange(now.columns.shape[1], device=rows.device) <= rows[..., None]
-    return rows, seen if now.valid is None else seen & now.valid[:, None]
-
-
-@torch.no_grad()
-def _ratios(prefill: _Prefill) -> list[dict[str, tuple[float | None, ...]]]:
-    """Return each row's inverse participation ratios, see ``ipr``; nothing for rows that lost no token."""
-    states, prefill.entered = prefill.entered, None
-    found: list[dict[str, tuple[float | None, ...]]] = [{} for _ in prefill.counts]
-    if states is None:
-        return found
-    left = prefill.visual.gather(1, prefill.now.columns)
-    if prefill.now.valid is not None:
-        left &= prefill.now.valid
-    for index, row in enumerate(prefill.counts):
-        if row[-1] == row[0]:
-            continue
-        kept = prefill.now.columns[index, left[index]].to(states.device)
-        both = ratios(states[index, prefill.visual[index].to(states.device)], states[index, kept])
-        found[index] = {name: (ratio if math.isfinite(ratio) else None,) for name, ratio in both.items()}
-    return found
-
-
-def _text(prefill: _Prefill, index: int, hidden: Tensor) -> tuple[Tensor, int]:
-    """Return the text tokens (T, d) of one row's prompt, and how many of them stand behind its last visual token."""
-    now, visual = prefill.now, prefill.visual[index]
-    columns = now.columns[index]
-    text = ~visual[columns] & (columns <= prefill.query[index])
-    if now.valid is not None:
-        text &= now.valid[index]
-    after = text & (columns > visual.nonzero().max())
-    return hidden[index, text.to(hidden.device)], int(after.sum())
 
 
 def _has_grid_positions(config: Any) -> bool:

@@ -19,16 +19,16 @@ every cell, the others over the axes that matter to them.
      the choice, scaled scores leave it
  8   nothing is left behind, by an exception      test_nothing_is_left_behind *
      neither; text alone is untouched
- 9   token counts and cost of the real models     test_counts_of_llava_next_images, test_counts_of_* of every method;
+ 9   token counts and cost of the real models     test_real_counts, test_counts_of_* of every method;
                                                   tests/study/test_cost
 10   half precision keeps nearly the same         test_half_precision_keeps_nearly_the_same
 11   layers before the first drop on a prefix     tests/model_wrappers/test_reuse_inside: logits in float64, and what
      (reuse=prefix) change nothing                every stage leaves
 
 Beside them: parameters out of range (test_bad_* of every method), layers that the model does not have and budgets that
-no image has (test_what_does_not_fit_the_model_is_refused), layers given for another depth
-(test_default_layers_scale_to_the_depth), flash kernels (test_flash_kernels), videos (test_videos_are_refused); what
-holds for all methods inside the model or before it alone: test_inside_llm_matrix, test_before_llm.
+no image has (test_what_does_not_fit_the_model_is_refused), layers given for another depth (test_real_counts), flash
+kernels (test_flash_kernels), videos (test_videos_are_refused); what holds for all methods inside the model or before it
+alone: test_inside_llm_matrix, test_before_llm.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from lmms_eval_stability.model_wrappers import registry
-from lmms_eval_stability.model_wrappers.families import LlavaNext
 from lmms_eval_stability.model_wrappers.token_reduction import (
     Downsample,
     FastV,
@@ -63,12 +62,10 @@ from lmms_eval_stability.model_wrappers.token_reduction import (
 )
 from lmms_eval_stability.model_wrappers.token_reduction.before_llm import Compressed
 from lmms_eval_stability.model_wrappers.token_reduction.errors import InvalidParameterError, UnsupportedCallError
-from lmms_eval_stability.model_wrappers.token_reduction.inside_llm import InsideLLM
 from lmms_eval_stability.model_wrappers.token_reduction.vision import ImageView
 from tests.model_wrappers.token_reduction.conftest import Spec, Tiny
 from tests.model_wrappers.token_reduction.lvpruning_untrained import LVPruning
 from tests.model_wrappers.token_reduction.matrix_oracles import expect
-from tests.model_wrappers.token_reduction.real_geometry import build_real_geometry
 from tests.model_wrappers.token_reduction.test_attach import fail, traces
 from tests.model_wrappers.token_reduction.test_attention_tap import StubFlash
 from tests.model_wrappers.token_reduction.test_batches import RAGGED
@@ -90,7 +87,10 @@ METHODS: dict[str, tuple[TokenReducer, TokenReducer]] = {
     "lofi": (LoFi(rank=4), LoFi(tokens=576, rank=4)),
     "random": (Random(tokens=200), Random(tokens=576)),
     "random_inside": (RandomInside(), RandomInside(keep=1)),
-    "random_inside_spread": (RandomInside(layers="2-5", keep="0.6-0.3", spread=True), RandomInside(keep=1, spread=True)),
+    "random_inside_spread": (
+        RandomInside(layers="2-5", keep="0.6-0.3", spread=True),
+        RandomInside(keep=1, spread=True),
+    ),
     "downsample": (Downsample(), Downsample(tokens=576)),
 }
 BATCHES: dict[str, tuple[Spec, ...]] = {"one": RAGGED[:1], "padded": RAGGED}
@@ -267,47 +267,6 @@ def test_scale_and_order_of_scores(name: str):
     assert sorted(order[choose(name, scores[order], 20)].tolist()) == kept
 
 
-#: (height, width) -> tiles, packed tokens with and without newlines.
-IMAGES = {
-    (672, 672): ((2, 2), 2928, 2880),
-    (480, 640): ((2, 2), 2340, 2304),
-    (640, 480): ((2, 2), 2352, 2304),
-    (427, 640): ((2, 2), 2144, 2112),
-    (333, 500): ((1, 2), 1464, 1440),
-    (336, 672): ((1, 2), 1752, 1728),
-    (672, 336): ((2, 1), 1776, 1728),
-    (900, 300): ((3, 1), 2376, 2304),
-    (300, 900): ((1, 3), 2328, 2304),
-}
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tiny]:
-    return {kind: build_real_geometry(kind, tmp_path_factory.mktemp(kind)) for kind in ("llava", "llava_next")}
-
-
-@pytest.mark.parametrize("size", IMAGES)
-def test_counts_of_llava_next_images(real: dict[str, Tiny], size: tuple[int, int]):
-    tiles, packed, patches = IMAGES[size]
-    tiny = real["llava_next"]
-    layout = LlavaNext().layout(tiny.model, list(size))
-    assert (layout.tiles, layout.tokens, int((layout.source >= 0).sum())) == (tiles, packed, patches)
-    assert int(tiny.visual(tiny.one(size[1], size[0])).sum()) == packed
-
-
-@pytest.mark.parametrize(
-    ("kind", "size", "counts"), [("llava", (640, 480), (576, 288)), ("llava_next", (672, 672), (2928, 1464))]
-)
-def test_counts_of_fastv(real: dict[str, Tiny], kind: str, size: tuple[int, int], counts: tuple[int, int]):
-    tiny = real[kind]
-    inputs = tiny.one(*size)
-    text = inputs["input_ids"].shape[1] - counts[0]
-    with FastV().attach(tiny.model, tiny.family) as session, torch.no_grad():
-        cache = tiny.model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
-    assert (session.rows[0].layers, session.rows[0].visual_tokens) == ((0, 3), counts)
-    assert [layer.keys.shape[2] - text for layer in cache.layers] == [counts[0]] * 3 + [counts[1]] * 29
-
-
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_nearly_the_same(load: Any, name: str, kind: str, dtype: torch.dtype):
@@ -324,7 +283,7 @@ def test_half_precision_keeps_nearly_the_same(load: Any, name: str, kind: str, d
     assert logits.dtype == dtype
     assert logits.isfinite().all()
     assert session.rows == exact.rows
-    if isinstance(method, Random | RandomInside):  # its draw depends on the bytes of the pixels: in another dtype it is another one
+    if isinstance(method, Random | RandomInside):  # they draw by the bytes of the pixels, others in another dtype
         return
     # rounding swaps tokens of nearly equal rank: what is kept is compared by its overlap, never exactly
     same = total = 0
@@ -379,20 +338,6 @@ def test_what_does_not_fit_the_model_is_refused(llava: Tiny, method: TokenReduce
     with pytest.raises(InvalidParameterError, match=match), method.attach(llava.model, llava.family):
         pass
     assert traces(llava) == before
-
-
-@pytest.mark.parametrize(
-    ("method", "given", "depths"),
-    [
-        (PyramidDrop(), PyramidDrop(layers="8-16-24"), {32: [8, 16, 24], 40: [10, 20, 30], 28: [7, 14, 21]}),
-        (SparseVLM(), SparseVLM(layers="2-6-15"), {32: [3, 7, 16], 40: [4, 9, 20], 28: [3, 6, 14]}),
-        (FastV(), FastV(k=3), {32: [3], 40: [3], 28: [3]}),  # an absolute layer, in the paper and its code
-    ],
-)
-def test_default_layers_scale_to_the_depth(method: InsideLLM, given: InsideLLM, depths: dict[int, list[int]]):
-    for depth, layers in depths.items():
-        assert [stage.layer for stage in method.stages(depth)] == layers
-        assert [stage.layer for stage in given.stages(depth)] == depths[32]
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
