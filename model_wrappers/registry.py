@@ -151,13 +151,13 @@ METHODS: dict[str, MethodEntry] = {
     ),
     "gptq": MethodEntry(
         "quantization.gptq:GPTQ",
-        "4-bit weights by GPTQ, 16-bit activations; loads a checkpoint quantised by it",
+        "3-, 4- or 8-bit weights by GPTQ, 16-bit activations; loads a checkpoint quantised by it",
         "quantization",
         {"backend": "auto"},
     ),
     "awq": MethodEntry(
         "quantization.awq:AWQ",
-        "4-bit weights by AWQ, 16-bit activations; loads a checkpoint quantised by it",
+        "3-, 4- or 8-bit weights by AWQ, 16-bit activations; loads a checkpoint quantised by it",
         "quantization",
         {"backend": "auto"},
     ),

@@ -39,7 +39,7 @@ class QuantizeError(StabilityError):
 @click.option("--model", required=True, metavar="PATH", help="Folder, hub name or `demo`: a 16-bit or fp32 checkpoint.")
 @click.option("--revision", default="main", show_default=True, help="Branch, tag or commit of a hub checkpoint.")
 @click.option("--method", type=click.Choice(["gptq", "awq"]), required=True, help="Algorithm.")
-@click.option("--bits", type=click.Choice(["4"]), default="4", show_default=True, help="Bits per weight.")
+@click.option("--bits", type=click.Choice(["3", "4", "8"]), default="4", show_default=True, help="Bits per weight.")
 @click.option(
     "--group-size",
     type=click.IntRange(min=8),

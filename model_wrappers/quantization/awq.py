@@ -1,4 +1,4 @@
-"""AWQ: 4-bit weights, after channels that see large activations were scaled up to lose less."""
+"""AWQ: weights of 3, 4 or 8 bits, after channels that see large activations were scaled up to lose less."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _ON_CPU = "torch_awq"
 
 @dataclass(frozen=True)
 class AWQ(Quantizer):
-    """Load a checkpoint quantised by AWQ, in the format of autoawq and gptqmodel or of compressed-tensors (W4A16).
+    """Load a checkpoint quantised by AWQ, in the format of autoawq and gptqmodel or of compressed-tensors.
 
     Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", MLSys 2024
-    (arXiv 2306.00978). Weight-only: activations stay in the model's dtype.
+    (arXiv 2306.00978). Weight-only: activations stay in the model's dtype. In autoawq's format only 4 bits run on
+    a CPU, and 3 bits nowhere.
 
     Args:
         backend: kernel of gptqmodel; ``auto`` is ``torch_awq`` on a CPU and gptqmodel's choice elsewhere.

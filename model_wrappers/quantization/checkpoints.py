@@ -17,6 +17,9 @@ _ORIGINAL_LLAVA = ("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM", "LlavaMpt
 _OWN_FILES = ("quantize_config.json", "quant_config.json")
 _GPTQ_FORMATS = ("gptq", "gptq_v2")
 _AWQ_FORMATS = ("gemm", "gemv", "gemv_fast", "llm-awq")
+#: Bit widths of compressed-tensors weights that are served: those that are tested.
+SERVED_BITS = (3, 4, 8)
+_PACKED_FORMAT = "pack-quantized"
 #: What `lmms-eval-stability quantize` writes beside its checkpoints.
 _OWN_RECIPE = "quantization_recipe.json"
 #: llm-compressor's name of each algorithm, as its recipe.yaml has it.
@@ -73,7 +76,7 @@ def stored_scheme(config: Any, pretrained: str, revision: str = "main") -> Store
         return _compressed(raw, pretrained, revision)
     raise SchemeMismatchError(
         f"'{pretrained}' is quantised by '{method}', which no model of this package loads; they load bitsandbytes"
-        " (int8, nf4), gptq, awq and compressed-tensors (W4A16)"
+        " (int8, nf4), gptq, awq and compressed-tensors (W3A16, W4A16, W8A16)"
     )
 
 
@@ -141,11 +144,19 @@ def _refuse_layout(algorithm: str, layout: str, readable: tuple[str, ...], pretr
 def _compressed(raw: dict[str, Any], pretrained: str, revision: str) -> StoredScheme:
     for group in (raw.get("config_groups") or {}).values():
         weights = group.get("weights") or {}
-        if weights.get("num_bits") != 4 or weights.get("type", "int") != "int" or group.get("input_activations"):
+        bits, kind = weights.get("num_bits", 16), weights.get("type", "int")
+        if bits not in SERVED_BITS or kind != "int" or group.get("input_activations"):
             activations = (group.get("input_activations") or {}).get("num_bits", 16)
+            served = ", ".join(f"W{number}A16" for number in SERVED_BITS)
             raise SchemeMismatchError(
-                f"'{pretrained}' is a compressed-tensors checkpoint with {weights.get('num_bits', 16)}-bit"
-                f" {weights.get('type', 'int')} weights and {activations}-bit activations; only W4A16 is served"
+                f"'{pretrained}' is a compressed-tensors checkpoint with {bits}-bit {kind} weights and"
+                f" {activations}-bit activations; only {served} with integer weights are served"
+            )
+        layout = group.get("format") or raw.get("format") or _PACKED_FORMAT
+        if layout != _PACKED_FORMAT:
+            raise LayoutError(
+                f"'{pretrained}' is a compressed-tensors checkpoint in the format '{layout}'; only {_PACKED_FORMAT} is"
+                " served. Quantise again with: lmms-eval-stability quantize"
             )
     own = checkpoint_file(pretrained, _OWN_RECIPE, revision)
     if own is not None:

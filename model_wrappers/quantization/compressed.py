@@ -1,18 +1,14 @@
-"""Checkpoints in the compressed-tensors format (llm-compressor's), W4A16, for both algorithms."""
+"""Checkpoints in the compressed-tensors format (llm-compressor's), W3A16, W4A16 and W8A16, for both algorithms."""
 
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from lmms_eval_stability.model_wrappers.quantization.base import LoadRequest, Plan
-from lmms_eval_stability.model_wrappers.quantization.checkpoints import checkpoint_file
 from lmms_eval_stability.model_wrappers.quantization.errors import BackendError, SchemeMismatchError
 from lmms_eval_stability.model_wrappers.quantization.module_names import (
     compressed_tensors_matches,
@@ -20,15 +16,15 @@ from lmms_eval_stability.model_wrappers.quantization.module_names import (
     respelled,
 )
 from lmms_eval_stability.model_wrappers.quantization.packages import require_extra
+from lmms_eval_stability.model_wrappers.quantization.packing import packed_names, require_dense
 
 _EXTRA = "compressed"
-_PACKED = ".weight_packed"
 
 
 def plan_compressed(request: LoadRequest, algorithm: str, backend: str) -> Plan:
     """Return how a compressed-tensors checkpoint is loaded: dequantised to the model's dtype.
 
-    transformers has no 4-bit kernel for this format and dequantises every layer on the first forward pass, at the
+    transformers has no kernel for this format and dequantises every layer on the first forward pass, at the
     latest. Asked to do so while loading, it gives the same weights, and reads packed zero points, which it otherwise
     refuses (transformers 5.23 with compressed-tensors 0.19 or 0.20). Answers are those of the quantised weights; memory
     and time are those of the 16-bit model.
@@ -37,6 +33,7 @@ def plan_compressed(request: LoadRequest, algorithm: str, backend: str) -> Plan:
         MissingPackageError: compressed-tensors is not installed.
         BackendError: a kernel was asked for; this format has none.
         SchemeMismatchError: parts of the model are quantised differently.
+        LayoutError: its 3-bit weights are packed as releases before compressed-tensors 0.18 did.
     """
     assert request.stored is not None
     require_extra(_EXTRA, f"{request.model}: '{request.pretrained}' (compressed-tensors)")
@@ -46,13 +43,14 @@ def plan_compressed(request: LoadRequest, algorithm: str, backend: str) -> Plan:
             f" '{request.pretrained}' is in the compressed-tensors format, which has none; leave backend out"
         )
     weights = _weights(request)
+    require_dense(request, weights["num_bits"])
     config, corrections = _respelled(request)
     size = weights.get("group_size")
     groups = f"groups of {size}" if size and size > 0 else "one scale per output"
     kind = "symmetric" if weights.get("symmetric", True) else "asymmetric"
     return Plan(
         config=config,
-        true_name=f"{algorithm} W4A16, {groups}, {kind}",
+        true_name=f"{algorithm} W{weights['num_bits']}A16, {groups}, {kind}",
         parameters={key: weights.get(key) for key in ("num_bits", "group_size", "symmetric", "strategy", "actorder")},
         backend="none: dequantised while loading",
         find_quantized=lambda _: quantized_modules(request),
@@ -64,23 +62,11 @@ def plan_compressed(request: LoadRequest, algorithm: str, backend: str) -> Plan:
 
 def quantized_modules(request: LoadRequest) -> set[str]:
     """Return the modules whose weights are quantised in the checkpoint's files, as this transformers calls them."""
-    stored = (name.removesuffix(_PACKED) for name in _tensor_names(request) if name.endswith(_PACKED))
-    return {respelled(name, request.names.linears, _is_same) for name in stored}
+    return {respelled(name, request.names.linears, _is_same) for name in packed_names(request)}
 
 
 def _is_same(entry: str, name: str) -> bool:
     return entry == name
-
-
-def _tensor_names(request: LoadRequest) -> list[str]:
-    index = checkpoint_file(request.pretrained, "model.safetensors.index.json", request.revision)
-    if index is not None:
-        return list(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
-    whole = checkpoint_file(request.pretrained, "model.safetensors", request.revision)
-    if whole is None:
-        return []
-    with safe_open(whole, "pt") as file:
-        return list(file.keys())
 
 
 def _weights(request: LoadRequest) -> dict[str, Any]:

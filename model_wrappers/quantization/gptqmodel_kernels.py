@@ -38,10 +38,19 @@ def select_kernel(request: LoadRequest, algorithm: str, config: dict[str, Any], 
         raise BackendError(
             f"{request.model}: backend={backend} cannot run '{request.pretrained}' ({algorithm},"
             f" {config['bits']} bits, groups of {config['group_size']}) on {request.device.type}:"
-            f" {type(error).__name__}: {error}. Leave backend out, or set"
-            f" backend={'torch_awq' if is_awq else 'torch'}, which runs everywhere"
+            f" {type(error).__name__}: {error}. {_remedy(algorithm, config['bits'])}"
         ) from error
     return kernel
+
+
+def _remedy(algorithm: str, bits: int) -> str:
+    if algorithm == "awq" and bits != 4:
+        return (
+            "A checkpoint in the compressed-tensors format runs everywhere; make one with: lmms-eval-stability"
+            f" quantize --method awq --bits {bits}"
+        )
+    kernel = "torch_awq" if algorithm == "awq" else "torch"
+    return f"Leave backend out, or set backend={kernel}, which runs everywhere"
 
 
 def stored_format(algorithm: str, config: dict[str, Any]) -> str:

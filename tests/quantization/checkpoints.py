@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
 
 GROUP = 32
 #: autoawq interleaves the eight values of an int32.
@@ -24,21 +25,22 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 @dataclass(frozen=True)
 class Quantized:
-    """A weight in 4 bits.
+    """A weight in a few bits.
 
     Attributes:
-        q: (inputs, outputs), 0..15.
-        zero: (groups, outputs), 0..15.
+        q: (inputs, outputs), 0..2**bits - 1.
+        zero: (groups, outputs), 0..2**bits - 1.
         scale: (groups, outputs), float16.
     """
 
     q: Tensor
     zero: Tensor
     scale: Tensor
+    bits: int = 4
 
     @property
     def dense(self) -> Tensor:
-        """(outputs, inputs), float16: the weight that the 4 bits stand for."""
+        """(outputs, inputs), float16: the weight that the bits stand for."""
         zero, scale = (part.repeat_interleave(GROUP, 0) for part in (self.zero, self.scale))
         return ((self.q - zero) * scale).to(torch.float16).T.contiguous()
 
@@ -53,6 +55,8 @@ class Recipe:
         quantize_vision: quantise vision tower and projector too.
         only: which decoder layers to quantise, by name; all by default.
         named_recipe: write llm-compressor's recipe.yaml.
+        bits: per weight.
+        gaps: pack them with gaps (compressed-tensors alone).
     """
 
     layout: str
@@ -60,26 +64,42 @@ class Recipe:
     quantize_vision: bool = False
     only: Callable[[str], bool] = lambda name: True
     named_recipe: bool = True
+    bits: int = 4
+    gaps: bool = False
 
 
-def round_to_nearest(weight: Tensor, symmetric: bool) -> Quantized:
-    """Return a (outputs, inputs) weight in 4 bits, in groups of ``GROUP`` inputs."""
+def round_to_nearest(weight: Tensor, symmetric: bool, bits: int = 4) -> Quantized:
+    """Return a (outputs, inputs) weight in a few bits, in groups of ``GROUP`` inputs."""
+    top, middle = 2**bits - 1, 2 ** (bits - 1)
     grouped = weight.float().T.reshape(-1, GROUP, weight.shape[0])  # groups, inputs of a group, outputs
     if symmetric:
-        scale = (grouped.abs().amax(1) / 7).clamp(min=1e-4).to(torch.float16)
-        zero = torch.full_like(scale, 8)
+        scale = (grouped.abs().amax(1) / (middle - 1)).clamp(min=1e-4).to(torch.float16)
+        zero = torch.full_like(scale, middle)
     else:
         low, high = grouped.amin(1).clamp(max=0), grouped.amax(1).clamp(min=0)
-        scale = ((high - low) / 15).clamp(min=1e-4).to(torch.float16)
-        zero = (-low / scale.float()).round().clamp(0, 15).to(torch.float16)
-    q = (grouped / scale.float().unsqueeze(1) + zero.float().unsqueeze(1)).round().clamp(0, 15)
-    return Quantized(q.flatten(0, 1), zero.float(), scale)
+        scale = ((high - low) / top).clamp(min=1e-4).to(torch.float16)
+        zero = (-low / scale.float()).round().clamp(0, top).to(torch.float16)
+    q = (grouped / scale.float().unsqueeze(1) + zero.float().unsqueeze(1)).round().clamp(0, top)
+    return Quantized(q.flatten(0, 1), zero.float(), scale, bits)
 
 
-def packed(values: Tensor, order: tuple[int, ...] = tuple(range(8))) -> Tensor:
-    """Return eight 4-bit values of the last dimension in each int32, the first of ``order`` in the lowest bits."""
-    groups = values.to(torch.int64).reshape(*values.shape[:-1], -1, 8)
-    whole = sum(groups[..., index] << (4 * place) for place, index in enumerate(order))
+def packed(values: Tensor, bits: int = 4) -> Tensor:
+    """Return the values of the last dimension as one row of bits, the lowest first, cut into int32."""
+    row = (values.to(torch.int64).unsqueeze(-1) >> torch.arange(bits) & 1).flatten(-2)
+    return as_int32(functional.pad(row, (0, -row.shape[-1] % 32)).unflatten(-1, (-1, 32)))
+
+
+def packed_with_gaps(values: Tensor, bits: int) -> Tensor:
+    """Return as many whole values in each int32 as it holds, as compressed-tensors did before 0.18."""
+    count = 32 // bits
+    whole = functional.pad(values, (0, -values.shape[-1] % count)).unflatten(-1, (-1, count)).to(torch.int64)
+    words = (whole.unsqueeze(-1) >> torch.arange(bits) & 1).flatten(-2)
+    return as_int32(functional.pad(words, (0, 32 - count * bits)))
+
+
+def as_int32(words: Tensor) -> Tensor:
+    """(..., 32) bits, the lowest first -> (...) int32."""
+    whole = (words << torch.arange(32)).sum(-1)
     return torch.where(whole >= 2**31, whole - 2**32, whole).to(torch.int32).contiguous()
 
 
@@ -87,8 +107,8 @@ def gptq_tensors(weight: Quantized) -> dict[str, Tensor]:
     """The layout of auto-gptq and gptqmodel ("gptq", v1): packed along the inputs, zero points less one."""
     inputs = weight.q.shape[0]
     return {
-        "qweight": packed(weight.q.T).T.contiguous(),
-        "qzeros": packed(weight.zero - 1),
+        "qweight": packed(weight.q.T, weight.bits).T.contiguous(),
+        "qzeros": packed(weight.zero - 1, weight.bits),
         "scales": weight.scale.contiguous(),
         "g_idx": (torch.arange(inputs) // GROUP).to(torch.int32),
     }
@@ -97,28 +117,33 @@ def gptq_tensors(weight: Quantized) -> dict[str, Tensor]:
 def awq_tensors(weight: Quantized) -> dict[str, Tensor]:
     """The layout of autoawq ("gemm"): packed along the outputs, interleaved."""
     return {
-        "qweight": packed(weight.q, _AWQ_ORDER),
-        "qzeros": packed(weight.zero, _AWQ_ORDER),
+        "qweight": packed(interleaved(weight.q)),
+        "qzeros": packed(interleaved(weight.zero)),
         "scales": weight.scale.contiguous(),
     }
 
 
-def compressed_tensors(weight: Quantized, symmetric: bool) -> dict[str, Tensor]:
-    """The layout of compressed-tensors ("pack-quantized"): signed values plus 8, packed along the inputs."""
+def interleaved(values: Tensor) -> Tensor:
+    return values.unflatten(-1, (-1, 8))[..., list(_AWQ_ORDER)].flatten(-2)
+
+
+def compressed_tensors(weight: Quantized, symmetric: bool, gaps: bool = False) -> dict[str, Tensor]:
+    """The layout of compressed-tensors ("pack-quantized"): values from 0 on, packed along the inputs."""
+    pack = packed_with_gaps if gaps else packed
     tensors = {
-        "weight_packed": packed(weight.q.T),
+        "weight_packed": pack(weight.q.T, weight.bits),
         "weight_scale": weight.scale.T.contiguous(),
         "weight_shape": torch.tensor([weight.q.shape[1], weight.q.shape[0]]),
     }
     if not symmetric:
-        tensors["weight_zero_point"] = packed(weight.zero).T.contiguous()  # packed along the outputs
+        tensors["weight_zero_point"] = packed(weight.zero, weight.bits).T.contiguous()  # packed along the outputs
     return tensors
 
 
-def gptq_config() -> dict[str, Any]:
+def gptq_config(bits: int) -> dict[str, Any]:
     return {
         "quant_method": "gptq",
-        "bits": 4,
+        "bits": bits,
         "group_size": GROUP,
         "desc_act": False,
         "sym": True,
@@ -127,10 +152,10 @@ def gptq_config() -> dict[str, Any]:
     }
 
 
-def awq_config(skip: tuple[str, ...]) -> dict[str, Any]:
+def awq_config(bits: int, skip: tuple[str, ...]) -> dict[str, Any]:
     return {
         "quant_method": "awq",
-        "bits": 4,
+        "bits": bits,
         "group_size": GROUP,
         "zero_point": True,
         "version": "gemm",
@@ -138,8 +163,8 @@ def awq_config(skip: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def compressed_config(symmetric: bool, ignore: list[str]) -> dict[str, Any]:
-    weights = {"num_bits": 4, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": GROUP}
+def compressed_config(bits: int, symmetric: bool, ignore: list[str]) -> dict[str, Any]:
+    weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": GROUP}
     group = {"weights": weights, "input_activations": None, "output_activations": None, "targets": ["Linear"]}
     return {
         "quant_method": "compressed-tensors",
@@ -185,10 +210,10 @@ def build(recipe: Recipe, kind: str, source: Path, folder: Path) -> tuple[Path, 
     symmetric = recipe.layout in ("gptq", "compressed_gptq")
     dense = dict(weights)
     for name in [name for name in weights if _is_quantized(name, weights[name], recipe)]:
-        four_bit = round_to_nearest(weights.pop(name), symmetric)
+        rounded = round_to_nearest(weights.pop(name), symmetric, recipe.bits)
         stem = name.removesuffix(".weight")
-        weights |= {f"{stem}.{key}": tensor for key, tensor in _tensors(recipe.layout, four_bit, symmetric).items()}
-        dense[name] = four_bit.dense
+        weights |= {f"{stem}.{key}": tensor for key, tensor in _tensors(recipe, rounded, symmetric).items()}
+        dense[name] = rounded.dense
     save_file(weights, quantized / "model.safetensors", metadata={"format": "pt"})
     save_file(dense, twin / "model.safetensors", metadata={"format": "pt"})
     _write_config(recipe, kind, quantized)
@@ -202,23 +227,23 @@ def _is_quantized(name: str, tensor: Tensor, recipe: Recipe) -> bool:
     return (recipe.quantize_vision or not outside) and recipe.only(name)
 
 
-def _tensors(layout: str, weight: Quantized, symmetric: bool) -> dict[str, Tensor]:
-    if layout == "gptq":
+def _tensors(recipe: Recipe, weight: Quantized, symmetric: bool) -> dict[str, Tensor]:
+    if recipe.layout == "gptq":
         return gptq_tensors(weight)
-    if layout == "awq":
+    if recipe.layout == "awq":
         return awq_tensors(weight)
-    return compressed_tensors(weight, symmetric)
+    return compressed_tensors(weight, symmetric, recipe.gaps)
 
 
 def _write_config(recipe: Recipe, kind: str, folder: Path) -> None:
     outside = () if recipe.quantize_vision else parts_outside_decoder(kind)
     if recipe.layout == "gptq":
-        stated = gptq_config()
+        stated = gptq_config(recipe.bits)
     elif recipe.layout == "awq":
-        stated = awq_config(outside)
+        stated = awq_config(recipe.bits, outside)
     else:
         ignore = [f"re:{part}.*" for part in outside] + ["lm_head"]
-        stated = compressed_config(recipe.layout == "compressed_gptq", ignore)
+        stated = compressed_config(recipe.bits, recipe.layout == "compressed_gptq", ignore)
         if recipe.named_recipe:
             modifier = "GPTQModifier" if recipe.layout == "compressed_gptq" else "AWQModifier"
             (folder / "recipe.yaml").write_text(f"default_stage:\n  default_modifiers:\n    {modifier}: {{}}\n")

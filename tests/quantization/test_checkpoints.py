@@ -125,20 +125,24 @@ def test_the_algorithm_is_read_from_what_the_quantize_command_writes(make_checkp
         make("qwen2_vl", "awq", folder)
 
 
-def test_only_w4a16_in_the_compressed_tensors_format(make_checkpoint: MakeCheckpoint) -> None:
+def test_only_weights_of_3_4_and_8_bits_in_the_compressed_tensors_format(make_checkpoint: MakeCheckpoint) -> None:
     folder, _ = make_checkpoint(Recipe("compressed_gptq"), "llava")
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     group = config["config_groups"]["group_0"]
     int8 = {"num_bits": 8, "type": "int"}
     for changes, message in (
         ({"input_activations": int8}, "4-bit int weights and 8-bit activations"),
-        ({"weights": {**group["weights"], "num_bits": 8}}, "8-bit int weights and 16-bit"),
+        ({"weights": {**group["weights"], "num_bits": 5}}, "5-bit int weights and 16-bit.*W3A16, W4A16, W8A16"),
         ({"weights": {"num_bits": 8, "type": "float"}, "input_activations": int8}, "8-bit float weights"),
     ):
         groups = {"group_0": {**group, **changes}}
         edit_config(folder, lambda c, groups=groups: c["quantization_config"].update(config_groups=groups))
         with pytest.raises(SchemeMismatchError, match=message):
             make("llava", "gptq", folder)
+    naive = {"group_0": {**group, "format": "int-quantized", "weights": {**group["weights"], "num_bits": 8}}}
+    edit_config(folder, lambda c: c["quantization_config"].update(config_groups=naive))
+    with pytest.raises(LayoutError, match="in the format 'int-quantized'; only pack-quantized is served"):
+        make("llava", "gptq", folder)
     two = {"group_0": group, "group_1": {**group, "weights": {**group["weights"], "group_size": 64}}}
     edit_config(folder, lambda c: c["quantization_config"].update(config_groups=two))
     with pytest.raises(SchemeMismatchError, match="2 different config_groups"):

@@ -46,7 +46,7 @@ class Recipe:
 
     Attributes:
         method: ``gptq`` or ``awq``.
-        bits: bits per weight.
+        bits: bits per weight: 3, 4 or 8.
         group_size: input columns that share a scale.
     """
 

@@ -130,6 +130,12 @@ def test_layouts_without_a_kernel_on_a_cpu_are_refused(
         make("llava", "awq", folder)
 
 
+def test_three_bits_have_no_kernel_and_a_remedy(make_checkpoint: MakeCheckpoint) -> None:
+    folder, _ = make_checkpoint(Recipe("awq", {"bits": 3}), "llava")
+    with pytest.raises(BackendError, match=r"\(awq, 3 bits, groups of 32\).*quantize --method awq --bits 3"):
+        make("llava", "awq", folder)
+
+
 def test_a_layer_that_the_checkpoint_does_not_quantise_is_refused(make_checkpoint: MakeCheckpoint) -> None:
     folder, _ = make_checkpoint(Recipe("awq", only=lambda name: "layers.3.mlp.up_proj" not in name), "llava")
     with pytest.raises(CheckpointError, match=r"missing \(.*layers\.3\.mlp\.up_proj\.(qweight|qzeros)"):

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from lmms_eval_stability.model_wrappers.errors import CheckpointError
-from lmms_eval_stability.model_wrappers.quantization.errors import BackendError, QuantizedModulesError
-from tests.quantization.checkpoints import Recipe, parts_outside_decoder
+from lmms_eval_stability.model_wrappers.quantization.errors import BackendError, LayoutError, QuantizedModulesError
+from tests.quantization.checkpoints import Recipe, packed, parts_outside_decoder
 from tests.quantization.running import (
     DECODER_LINEARS,
     answers,
+    decoder_linears,
     logits,
     make,
     relative_error,
@@ -144,3 +146,55 @@ def test_together_with_token_reduction(quantized: Folders) -> None:
     assert model._facts["method"] == "pyramiddrop"
     assert model.quantization.quantized_linears == DECODER_LINEARS
     assert any(answers(model))
+
+
+def with_zero_points(folder: Path, stored: Callable[[Tensor], Tensor]) -> Path:
+    """Replace the zero points of a 3-bit checkpoint by those that ``stored`` makes of packed fours."""
+    weights = load_file(folder / "model.safetensors")
+    for name, tensor in weights.items():
+        if name.endswith("qzeros"):
+            fours = torch.full((tensor.shape[0], tensor.shape[1] // 3 * 32), 4.0)
+            weights[name] = stored(packed(fours, 3)).contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def less_what_gptqmodel_adds(fours: Tensor) -> Tensor:
+    """The zero points that gptqmodel 5.7 itself stores in the layout "gptq"."""
+    constants = (0x24924924, 0x92492492 - 2**32, 0x49249249)
+    return fours - torch.tensor(constants, dtype=torch.int32).repeat(fours.shape[1] // 3)
+
+
+@pytest.mark.parametrize(
+    ("bits", "layout", "stored"),
+    [(8, "gptq", None), (3, "gptq_v2", lambda fours: fours), (3, "gptq", less_what_gptqmodel_adds)],
+)
+def test_other_bit_widths(
+    bits: int, layout: str, stored: Callable[[Tensor], Tensor] | None, make_checkpoint: MakeCheckpoint
+) -> None:
+    folder, twin = make_checkpoint(Recipe("gptq", {"checkpoint_format": layout}, bits=bits), "llava")
+    model = make("llava", "gptq", folder if stored is None else with_zero_points(folder, stored))
+    assert model.quantization.true_name == f"GPTQ W{bits}A16, groups of 32, symmetric"
+    assert model.quantization.backend == "gptqmodel TorchQuantLinear"
+    dense = make("llava", "baseline", twin)
+    # Nothing is compiled, which takes half a minute for each layer.
+    with torch.compiler.set_stance("force_eager"):
+        for name in decoder_linears(model.model):
+            weight = model.model.get_submodule(name).dequantize_weight()
+            assert torch.equal(weight.T, dense.model.get_submodule(name).weight), name
+        assert worst_layer(model, twin_of(dense)) < 2e-3
+
+
+def test_three_bits_with_zero_points_that_gptqmodel_misreads_are_refused(make_checkpoint: MakeCheckpoint) -> None:
+    """Zero points less one, as auto-gptq stored them; gptqmodel 5.7 makes 7, 3, 4 and 5 of the threes."""
+    folder, _ = make_checkpoint(Recipe("gptq", bits=3), "llava")
+    with pytest.raises(LayoutError, match=r"layers\.0\..* reads zero points other than 4.*--bits 3"):
+        make("llava", "gptq", folder)
+
+
+def test_what_is_not_served_of_three_bits_is_refused(make_checkpoint: MakeCheckpoint) -> None:
+    folder, _ = make_checkpoint(Recipe("gptq", {"sym": False}, bits=3), "llava")
+    with pytest.raises(LayoutError, match=r"asymmetric 3-bit GPTQ weights.*gptq_v2"):
+        make("llava", "gptq", folder)
+    with pytest.raises(BackendError, match=r"backend=torch_fused is not served for the 3 bits.*backend=torch"):
+        make("llava", "gptq", folder, backend="torch_fused")
