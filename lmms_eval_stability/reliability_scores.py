@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import nan
 from typing import TYPE_CHECKING
 
+from .binned_intervals import BINNED, NO_CORRECTED, Gaps, corrected_differences
 from .calibration import RESOLUTION, bin_numbers
 from .divergence import NO_RATE, Rate
 
@@ -47,10 +48,6 @@ SCORES = {
     "aurc": "AURC",
     "selective_accuracy": f"accuracy at {COVERAGE:.0%} coverage",
 }
-#: Numbers that the bins' noise pushes up. Where one of both models is calibrated, their bootstrap intervals miss the
-#: true difference nearly always (they held it in 0 to 8 % of simulations of 240 to 4,000 samples, not in 95 %), so they
-#: have none. For a test see `swap_p`.
-BINNED = frozenset({"ece_mass", "ece_width", "over_confidence", "under_confidence", "ece_calibrated"})
 
 
 class Scorer:
@@ -73,10 +70,7 @@ class Scorer:
         self._right = right[self.order].astype(float)
         # in order of confidence, bins and groups of equal confidences are stretches: their sums are differences of
         # cumulated ones
-        self._mass, self._width = (
-            _ends(bin_numbers(self._sure, BINS, scheme)) if len(sure) else np.empty(0, np.intp)
-            for scheme in ("mass", "width")
-        )
+        self._bins = {scheme: _ends(bin_numbers(self._sure, BINS, scheme)) for scheme in ("mass", "width")}
         self._equal = _ends(self._sure)
         clipped = np.clip(self._sure, np.finfo(float).eps, 1 - np.finfo(float).eps)
         self._brier = (self._sure - self._right) ** 2
@@ -90,6 +84,10 @@ class Scorer:
         Args:
             weights: (r, n), in the order of the samples; at least 0. A set without any gives nan.
         """
+        return self.scores_and_gaps(weights)[0]
+
+    def scores_and_gaps(self, weights: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """`scores`, and the (r, bins) gaps behind the `BINNED` ones, by scheme, see `binned_intervals.Gaps`."""
         import numpy as np
 
         w = weights[:, self.order]
@@ -97,25 +95,34 @@ class Scorer:
         with np.errstate(invalid="ignore", divide="ignore"):
             summed = [np.cumsum(part, axis=1) for part in (w, w * self._right, w * self._sure)]
             size, hits = (_groups(part, self._equal) for part in summed[:2])
-            gaps = _gaps(summed, self._mass)
+            gaps = {scheme: _gaps(summed, ends) for scheme, ends in self._bins.items()}
+            noise = _groups(np.cumsum(w * self._variance, axis=1), self._bins["mass"])
             found = {
                 "accuracy": w @ self._right / total,
                 "confidence": w @ self._sure / total,
                 "gap": w @ (self._sure - self._right) / total,
-                "ece_mass": np.abs(gaps).sum(axis=1) / total,
-                "ece_width": np.abs(_gaps(summed, self._width)).sum(axis=1) / total,
-                "over_confidence": np.maximum(gaps, 0.0).sum(axis=1) / total,
-                "under_confidence": np.maximum(-gaps, 0.0).sum(axis=1) / total,
-                "ece_calibrated": np.sqrt(2 / np.pi * _groups(np.cumsum(w * self._variance, axis=1), self._mass)).sum(
-                    axis=1
-                )
-                / total,
+                "ece_mass": np.abs(gaps["mass"]).sum(axis=1) / total,
+                "ece_width": np.abs(gaps["width"]).sum(axis=1) / total,
+                "over_confidence": np.maximum(gaps["mass"], 0.0).sum(axis=1) / total,
+                "under_confidence": np.maximum(-gaps["mass"], 0.0).sum(axis=1) / total,
+                "ece_calibrated": np.sqrt(2 / np.pi * noise).sum(axis=1) / total,
                 "brier": w @ self._brier / total,
                 "nll": w @ self._nll / total,
                 "auroc": _auroc(hits, size - hits),
                 **_selective(size, size - hits),
             }
-        return {name: np.asarray(found[name], dtype=float) for name in SCORES}
+            gaps = {scheme: part / total[:, None] for scheme, part in gaps.items()}
+        return {name: np.asarray(found[name], dtype=float) for name in SCORES}, gaps
+
+    def gaps(self, drawn: list[dict[str, Floats]]) -> dict[str, Gaps]:
+        """By scheme, the gaps of the data with those of bootstrap samples: one block or more of `scores_and_gaps`."""
+        import numpy as np
+
+        n, variance = len(self._variance), np.cumsum(self._variance)[None]
+        _, whole = self.scores_and_gaps(np.ones((1, n)))
+        errors = {scheme: np.sqrt(_groups(variance, ends)[0].clip(0)) / n for scheme, ends in self._bins.items()}
+        blocks = {scheme: np.concatenate([block[scheme] for block in drawn]) for scheme in whole}
+        return {scheme: Gaps(values[0], blocks[scheme], errors[scheme]) for scheme, values in whole.items()}
 
 
 def replicates_for(n: int) -> int:
@@ -180,8 +187,9 @@ class ScoreDifference:
 
     Attributes:
         name: one of `SCORES`. baseline, run: its values.
-        difference: run minus baseline, with the ends of its 95 % interval; nan for `BINNED`.
+        difference: run minus baseline. low, high: ends of its 95 % interval; nan where there is none.
         p: that the runs are exchangeable, see `swap_p`.
+        corrected: of `BINNED`, the difference without the bins' noise, around which the interval lies; else nan.
     """
 
     name: str
@@ -191,6 +199,7 @@ class ScoreDifference:
     low: float
     high: float
     p: float = nan
+    corrected: float = nan
 
 
 def score_differences(
@@ -202,11 +211,12 @@ def score_differences(
     level: float = 0.95,
     seed: int = SEED,
 ) -> list[ScoreDifference]:
-    """All `SCORES` of both runs and their differences, with percentile intervals of the cluster bootstrap.
+    """All `SCORES` of both runs and their differences, with intervals of the cluster bootstrap.
 
     Both runs are drawn together, cluster by cluster, which is what makes the interval of a difference narrow. Bins are
-    those of the data, not of the replicate. Intervals are nan with fewer than two clusters, and where all replicates
-    agree: nothing then shows how far the value could be off. `BINNED` numbers have a p alone.
+    those of the data, not of the replicate. Intervals are percentiles, of `BINNED` numbers those of `binned_intervals`;
+    nan with fewer than two clusters, and where all replicates agree: nothing then shows how far the value could be off.
+    `ece_calibrated`, a reference for chance, has a p alone.
 
     Args:
         baseline, run: confidence (n,), all known, and correct (n,), of the same samples.
@@ -224,18 +234,17 @@ def score_differences(
     scorers = Scorer(*baseline), Scorer(*run)
     whole = np.ones((1, n))
     values = [{name: float(score[0]) for name, score in scorer.scores(whole).items()} for scorer in scorers]
-    drawn: dict[str, list[Floats]] = {name: [] for name in SCORES}
-    for weights in drawn_weights(n, clusters, replicates, seed):
-        before, after = (scorer.scores(weights) for scorer in scorers)
-        for name in SCORES:
-            drawn[name].append(after[name] - before[name])
+    drawn = [[scorer.scores_and_gaps(w) for scorer in scorers] for w in drawn_weights(n, clusters, replicates, seed)]
+    sides = [scorer.gaps([draw[i][1] for draw in drawn]) for i, scorer in enumerate(scorers) if drawn]
+    corrected = corrected_differences(sides[0], sides[1], level) if drawn else {}
     tests = swap_p(baseline, run, clusters, replicates=replicates, seed=seed)
     found = []
     for name in SCORES:
-        one, other = values[0][name], values[1][name]
-        known = drawn[name] and name not in BINNED
-        ends = percentiles(np.concatenate(drawn[name]) if known else np.empty(0), level)
-        found.append(ScoreDifference(name, one, other, other - one, *ends, p=tests[name]))
+        one, other, better = values[0][name], values[1][name], corrected.get(name, NO_CORRECTED)
+        ends = better.low, better.high
+        if drawn and name not in BINNED and name != "ece_calibrated":
+            ends = percentiles(np.concatenate([after[name] - before[name] for (before, _), (after, _) in drawn]), level)
+        found.append(ScoreDifference(name, one, other, other - one, *ends, p=tests[name], corrected=better.value))
     return found
 
 

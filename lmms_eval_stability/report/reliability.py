@@ -23,7 +23,7 @@ _SHARES = {
 }  # fmt: skip
 CSV_COLUMNS = (
     "run", "task", "confidence", "n", "clusters", "metric", "baseline", "value", "difference", "difference_low",
-    "difference_high", "p",
+    "difference_high", "p", "difference_corrected",
 )  # fmt: skip
 
 
@@ -37,7 +37,8 @@ def to_csv(comparison: Comparison) -> str:
             for one in task.confidences:
                 for score in one.scores:
                     values = (score.baseline, score.run, score.difference, score.low, score.high, score.p)
-                    writer.writerow([run.label, task.task, one.kind, one.n, one.clusters, score.name, *plain(values)])
+                    where = run.label, task.task, one.kind, one.n, one.clusters, score.name
+                    writer.writerow([*where, *plain((*values, score.corrected))])
     return out.getvalue()
 
 
@@ -107,6 +108,11 @@ def _confidence_lines(task: TaskReliability, about: str) -> list[str]:
         return []
     lines = []
     one = task.confidences[0]
+    if any(not isnan(score.corrected) for score in one.scores):
+        lines.append(
+            f"corrected{about}: the difference without the noise of the bins, which makes any ECE too large; the "
+            "interval is around it, and need not hold the plain difference"
+        )
     if one.missing:
         lines.append(f"confidence{about}: {one.missing} of {task.n} pairs have none in both logs and are left out")
     words = [f"of low {one.kind} confidence {_area(one.flip_auroc)}"]
@@ -135,6 +141,8 @@ def _difference(score: ScoreDifference, kind: bool) -> str:
     value = _value(score.difference, kind, sign=True)
     if isnan(score.low):
         return value
+    if not isnan(score.corrected):
+        value += f", corrected {_value(score.corrected, kind, sign=True)}"
     return f"{value} [{_value(score.low, kind, sign=True)}, {_value(score.high, kind, sign=True)}]"
 
 

@@ -91,7 +91,8 @@ def test_every_output(runs: tuple[Path, Path, Path], run_compare: Compare, tmp_p
     scores = {one["name"]: one for one in task["confidences"][0]["scores"]}
     assert scores["confidence"]["difference"] == 0
     assert scores["gap"]["low"] > 0
-    assert scores["ece_mass"]["low"] is None
+    assert scores["ece_mass"]["low"] < scores["ece_mass"]["corrected"] < scores["ece_mass"]["high"]
+    assert scores["ece_calibrated"]["low"] is scores["gap"]["corrected"] is None
     accuracy = {name: scores["accuracy"][name] for name in ("baseline", "run")}
     record = summary["comparisons"][1]
     assert accuracy == pytest.approx({"baseline": record["score_baseline"], "run": record["score_run"]})

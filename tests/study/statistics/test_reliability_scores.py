@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
+from lmms_eval_stability.binned_intervals import BINNED
 from lmms_eval_stability.calibration import calibrate
 from lmms_eval_stability.reliability_scores import (
-    BINNED,
     SCORES,
     Scorer,
     drawn_weights,
@@ -73,7 +73,7 @@ def test_weights_are_repetitions() -> None:
     weighted = {name: float(score[0]) for name, score in Scorer(sure, right).scores(times[None].astype(float)).items()}
     repeated = values(np.repeat(sure, times), np.repeat(right, times))
     for name in SCORES:
-        if name in BINNED - {"ece_width"}:
+        if name in {*BINNED, "ece_calibrated"} - {"ece_width"}:
             continue  # whose bins are those of the data, not of the weights
         assert weighted[name] == pytest.approx(repeated[name]), name
 
@@ -112,6 +112,7 @@ def test_a_run_against_itself_differs_by_nothing_and_claims_no_interval() -> Non
         assert one.p == 1
         assert isnan(one.low)
         assert isnan(one.high)
+        assert isnan(one.corrected)
 
 
 def test_difference_and_interval_turn_round_with_the_runs() -> None:
@@ -122,7 +123,9 @@ def test_difference_and_interval_turn_round_with_the_runs() -> None:
     for one, other in zip(there, back, strict=True):
         expected = (-one.difference, -one.high, -one.low)
         assert (other.difference, other.low, other.high) == pytest.approx(expected, nan_ok=True)
-        assert isnan(one.low) if one.name in BINNED else one.low <= one.high
+        assert other.corrected == pytest.approx(-one.corrected, nan_ok=True)
+        assert isnan(one.low) if one.name == "ece_calibrated" else one.low <= one.high
+        assert (one.name in BINNED) is not isnan(one.corrected)
 
 
 def test_the_same_seed_gives_the_same_interval_whatever_clusters_are_called() -> None:
@@ -136,7 +139,9 @@ def test_the_same_seed_gives_the_same_interval_whatever_clusters_are_called() ->
 
 def test_one_cluster_has_no_interval() -> None:
     assert list(drawn_weights(5, np.zeros(5), 10, 0)) == []
-    assert isnan(score_differences(drawn(5, 1), drawn(5, 2), np.zeros(5))[0].low)
+    for one in score_differences(drawn(5, 1), drawn(5, 2), np.zeros(5)):
+        assert isnan(one.low)
+        assert isnan(one.corrected)
 
 
 def test_clusters_are_drawn_whole() -> None:
@@ -204,7 +209,7 @@ def test_replicates() -> None:
     assert [replicates_for(n) for n in (0, 500, 20_000, 50_000, 214_354)] == [1000, 1000, 1000, 400, 200]
 
 
-@pytest.mark.parametrize("name", ["accuracy", "gap", "brier", "auroc", "nll", "aurc", "selective_accuracy"])
+@pytest.mark.parametrize("name", ["accuracy", "gap", "brier", "auroc", "nll", "aurc", "selective_accuracy", *BINNED])
 def test_intervals_cover_the_true_difference(coverage: dict[str, float], name: str) -> None:
     # 60 trials of 95 % give 0.87 or more in 99 % of cases; percentiles of 60 clusters fall short a little
     assert coverage[name] >= 0.85
