@@ -28,11 +28,14 @@ BENCHMARKS = {
     "perturbations": ("imagecorruptions-imaug", True),
     "bootstrap_speed": ("scipy.stats.bootstrap", False),
     "page_speed": ("pandas' to_html", False),
-    "lvpruning": ("FastV, random tokens, even spacing", False),
     "ipr": ("the same method without it", False),
 }
 #: What benchmarks are made of, not to be run by itself.
-PARTS = {"run_all", "compare_logs", "throughput_models", "throughput_parts"}
+PARTS = {
+    "run_all",
+    "compare_logs",
+    *(f"throughput_{part}" for part in ("bench", "machine", "models", "own", "parts", "tables")),
+}
 BENCHMARKS |= {
     path.stem: ("see the file", False) for path in sorted(HERE.glob("*.py")) if path.stem not in {*PARTS, *BENCHMARKS}
 }

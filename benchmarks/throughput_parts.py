@@ -6,8 +6,8 @@ import copy
 import functools
 import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lmms_eval_stability.model_wrappers.prefix_cache import Prefix, begin_with
+
+#: See `Parts.measure`.
+PASSES = ("whole", "rest", "rest_batch", "vision", "prefix", "question", "question_batch")
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Parts:
             self._features = self._encode()
             self._layers = self._prefill()
 
-    def measure(self, batches: tuple[int, int]) -> dict[str, Spent]:
-        """Return the cost per row or image of each pass; ``batches``: rows of full prompts, and of questions.
+    def measure(self, batches: tuple[int, int], names: Sequence[str] = PASSES) -> dict[str, Spent]:
+        """Return the cost per row or image of some passes; ``batches``: rows of full prompts, and of questions.
 
         ``whole``: vision tower, prompt and answer of one row; ``rest``: without the tower, alone and in a batch;
         ``vision``; ``prefix``: the language model up to the image's end; ``question``: what follows it, and the answer.
@@ -88,21 +91,27 @@ class Parts:
                 "vision": (self._encode, 1),
                 "prefix": (self._prefill, 1),
             }
-            found = {name: timed(call, self.device)[0] / count for name, (call, count) in passes.items()}
+            chosen = {name: one for name, one in passes.items() if name in names}
+            found = {name: timed(call, self.device)[0] / count for name, (call, count) in chosen.items()}
             for name, count in (("question", 1), ("question_batch", questions)):
+                if name not in names:
+                    continue
                 cache = self._cache(count)
                 found[name] = timed(lambda cache=cache, count=count: self._answer(cache, count), self.device)[0] / count
         return found
 
-    def first_token(self, method: Any = None) -> float:
-        """Return the processor seconds of a bare ``generate`` of one token, vision tower included.
+    def first_token(self, method: Any = None) -> Spent:
+        """Return the cost of a bare ``generate`` of one token, vision tower included; with ``method``, inside it."""
+        with torch.inference_mode(), self._inside(method):
+            return timed(lambda: self._generate(1), self.device)[0]
 
-        On a GPU, wall-clock seconds. With ``method``, inside it.
-        """
-        inside = nullcontext() if method is None else method.attach(self.model, self._family)
-        with torch.inference_mode(), inside:
-            spent, _ = timed(lambda: self._generate(1), self.device)
-        return spent.wall if self.device.type == "cuda" else spent.user
+    def inside(self, method: Any, rows: int) -> Spent:
+        """Return the cost per row of prompts and answers in a batch, inside a method, without the vision tower."""
+        with torch.inference_mode(), self._inside(method):
+            return timed(lambda: self._generate_served(rows), self.device)[0] / rows
+
+    def _inside(self, method: Any) -> AbstractContextManager[Any]:
+        return nullcontext() if method is None else method.attach(self.model, self._family)
 
     def _encode(self) -> list[Any]:
         found = self._backbone.get_image_features(**self._images, return_dict=True).pooler_output

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
+from lmms_eval_stability.cost import Geometry
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+INSIDE = {"fastv", "pyramiddrop", "sparsevlm", "lvpruning", "random_inside"}
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     command = [sys.executable, str(BENCHMARKS / "run_all.py"), "--only", "throughput", "-o", str(folder), "--"]
-    command += ["--quick", "--sections", "llava", "methods"]
+    command += ["--quick", "--sections", "llava", "methods", "inside", "quantized"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -48,21 +51,89 @@ def test_answers_are_llava_hfs_and_every_ratio_has_its_limit(output: Path) -> No
 def test_methods_stand_beside_their_theory(output: Path) -> None:
     methods = read(output)["methods"]["methods"]
     assert methods.pop("baseline")[1] == 1.0
-    assert set(methods) == {"fastv", "pyramiddrop", "sparsevlm", "random", "visionzip", "hired", "lofi"}
+    assert set(methods) == {*INSIDE - {"lvpruning"}, "random", "visionzip", "hired", "lofi"}
     assert all(measured > 0 and 0 < theory < 1 for measured, theory in methods.values())
 
 
-def test_the_limit_is_computed_from_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reuse_for_methods_inside_the_model_and_for_int8(output: Path) -> None:
+    found = read(output)
+    inside, quantized = (found[name]["results"] for name in ("inside", "quantized"))
+    assert set(inside) == INSIDE
+    for name, one in inside.items():
+        assert one["layers"][1] == one["shared_layers"][0] < one["shared_layers"][1] == 8
+        assert one["visual_tokens"][0] > one["visual_tokens"][-1]
+        assert one["differing"] == {"vision, batch 2": 0, "prefix, batch 2": 0}
+        assert (one["large"] is None) == (name == "lvpruning")
+    assert list(quantized) == ["int8", "int8, fastv"]
+    assert all(
+        list(one["differing"]) == ["none, batch 2", "vision, batch 2", "prefix, batch 2"] for one in quantized.values()
+    )
+    text = (output / "throughput.md").read_text()
+    assert text.count("| prefix, batch 2 |") == len(INSIDE) + 2
+    assert text.count(" at the start, ") == 2 + 1 + len(INSIDE) + 2  # how quiet it was, of every case
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import throughput_tables  # type: ignore[import-not-found]
+
+    return throughput_tables
+
+
+SECONDS = {"lmms-eval": [600, 700], "document": [5, 5], "whole": [550, 550], "rest": [430, 430],
+           "rest_batch": [400, 400], "vision": [120, 120], "prefix": [390, 390], "question": [90, 90],
+           "question_batch": [45, 45]}  # fmt: skip
+
+
+def test_the_limit_is_computed_from_the_parts(tables: Any) -> None:
+    result = {"n": 32, "seconds": SECONDS}
+    assert tables.limit("none, batch 1", result, 0) == pytest.approx(600 / 555)
+    assert tables.limit("vision, batch 1", result, 0) == pytest.approx(32 * 600 / (120 + 32 * 435))
+    assert tables.limit("vision, batch 8", result, 0) == pytest.approx(32 * 600 / (120 + 32 * 405))
+    assert tables.limit("prefix, batch 16", result, 0) == pytest.approx(32 * 600 / (120 + 390 + 32 * 50))
+    inside = {**result, "reference": "vision, batch 8", "shared_layers": [3, 12]}
+    inside["seconds"] = {**SECONDS, "vision, batch 8": [410, 410]}
+    shared = 390 * 3 / 12
+    assert tables.limit("prefix, batch 8", inside, 0) == pytest.approx(32 * 410 / (120 + shared + 32 * (405 - shared)))
+
+
+def test_missed_targets_are_named_and_lower_ratios_fail(tables: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import throughput  # type: ignore[import-not-found]
 
-    seconds = {"lmms-eval": [600, 0], "document": [5, 0], "whole": [550, 0], "rest": [430, 0], "rest_batch": [400, 0],
-               "vision": [120, 0], "prefix": [390, 0], "question": [90, 0], "question_batch": [45, 0]}  # fmt: skip
-    result = {"n": 32, "seconds": seconds}
-    assert throughput.limit("none, batch 1", result, 0) == pytest.approx(600 / 555)
-    assert throughput.limit("vision, batch 1", result, 0) == pytest.approx(32 * 600 / (120 + 32 * 435))
-    assert throughput.limit("vision, batch 8", result, 0) == pytest.approx(32 * 600 / (120 + 32 * 405))
-    assert throughput.limit("prefix, batch 16", result, 0) == pytest.approx(32 * 600 / (120 + 390 + 32 * 50))
+    seconds = {**SECONDS, "vision, batch 1": [500, 500], "prefix, batch 16": [100, 100]}
+    result = {
+        "workload": "5 per image", "n": 5, "seconds": seconds, "quiet": {"start": 0.1, "end": 0.2, "others": 0.07},
+        "targets": {"vision, batch 1": 1.3, "prefix, batch 16": 5.0},
+        "differing": {"vision, batch 1": 0, "prefix, batch 16": 1},
+    }  # fmt: skip
+    found = {"llava": {"results": {"5 per image": result}}}
+    assert [(one.what, one.name, round(one.wall, 3), round(one.processor, 3)) for one in tables.missed(found)] == [
+        ("ratio", "5 per image, vision, batch 1", 1.2, 1.4)
+    ]
+    assert "| llava | 5 per image, vision, batch 1 | ratio at least 1.3 | 1.2 | 1.4 | 7 % |" in tables.missed_lines(
+        found
+    )
+    assert throughput.failures(found, ["llava"]) == ["llava, 5 per image, vision, batch 1: ratio 1.2, target 1.3"]
+    assert throughput.failures(found, ["methods"]) == []  # of what was run alone
+    seconds["prefix, batch 16"] = [200, 100]
+    result["targets"] = {}
+    assert [(one.what, one.name) for one in tables.missed(found)] == [("share", "5 per image, prefix, batch 16")]
+    assert throughput.failures(found, ["llava"]) == []
+    result["differing"]["vision, batch 1"] = 2
+    assert "answers differ" in throughput.failures(found, ["llava"])[0]
+
+
+def test_arithmetic_spared_by_sharing_layers(tables: Any) -> None:
+    from throughput_own import shared_bound  # type: ignore[import-not-found]
+
+    thin = Geometry(
+        layers=32, hidden=10**6, intermediate=10**6, heads=1, kv_heads=1, head_dim=1
+    )  # no squares to speak of
+    half = [0, 3], [576, 288]
+    assert shared_bound(thin, *half, 0, 1) == pytest.approx(1, rel=1e-3)
+    assert shared_bound(thin, *half, 0, 10**6) == pytest.approx((3 + 29 / 2) / (29 / 2), rel=1e-3)
+    assert shared_bound(thin, *half, 576, 10**6) == pytest.approx((6 + 29 * 1.5) / (3 + 29 * 1.5), rel=1e-3)
 
 
 def test_the_table_of_all_names_what_was_run_and_what_was_not(output: Path) -> None:
@@ -70,10 +141,6 @@ def test_the_table_of_all_names_what_was_run_and_what_was_not(output: Path) -> N
     row = next(line for line in lines if line.startswith("| throughput |"))
     assert "| done |" in row
     assert "[throughput.md](throughput.md)" in row
-    names = {path.stem for path in BENCHMARKS.glob("*.py")} - {
-        "run_all",
-        "compare_logs",
-        "throughput_models",
-        "throughput_parts",
-    }
+    parts = {"run_all", "compare_logs"} | {path.stem for path in BENCHMARKS.glob("throughput_*.py")}
+    names = {path.stem for path in BENCHMARKS.glob("*.py")} - parts
     assert {line.split("|")[1].strip() for line in lines if line.startswith("| ")} - {"benchmark"} == names
