@@ -22,8 +22,10 @@ SHORT_NAMES: dict[str, Path] = {
     SHORT_NAME: MODEL_DIR,
     "demo-gptq": MODEL_DIR.with_name("model_gptq"),
     "demo-awq": MODEL_DIR.with_name("model_awq"),
+    "demo-gptq-3bit": MODEL_DIR.with_name("model_gptq_3bit"),
+    "demo-awq-3bit": MODEL_DIR.with_name("model_awq_3bit"),
 }
-"""All short names: the model, and what `lmms-eval-stability quantize` made of it (each folder has its card)."""
+"""All short names: the model, and what `lmms-eval-stability quantize` made of it in 4 and 3 bits (each folder has its card)."""
 
 
 def model_path(name: str = SHORT_NAME) -> Path:

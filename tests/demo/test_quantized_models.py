@@ -18,6 +18,14 @@ from lmms_eval_stability.study import demo_config, load_study
 QUANTIZED = [name for name in SHORT_NAMES if name != "demo"]
 
 
+def scheme_of(name: str) -> str:
+    return name.split("-")[1]
+
+
+def bits_of(name: str) -> int:
+    return 3 if name.endswith("-3bit") else 4
+
+
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_each_was_made_of_the_shipped_model_on_other_documents(name: str) -> None:
     facts = json.loads((model_path(name) / "quantization_recipe.json").read_text())
@@ -26,7 +34,7 @@ def test_each_was_made_of_the_shipped_model_on_other_documents(name: str) -> Non
     }
     assert facts["base_model"]["sha256"] == made_of
     assert "model.safetensors" in made_of
-    assert facts["model"] == f"llava_{name.removeprefix('demo-')}"
+    assert (facts["model"], facts["bits"]) == (f"llava_{scheme_of(name)}", bits_of(name))
     assert min(facts["calibration"]["ids"]) >= 500  # the demo study answers the first 500
     card = (model_path(name) / "README.md").read_text()
     assert f"`{facts['base_model']['name']}`" in card
@@ -36,8 +44,7 @@ def test_each_was_made_of_the_shipped_model_on_other_documents(name: str) -> Non
 
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_each_answers_as_well_as_the_model(name: str, tmp_path: Path) -> None:
-    scheme = name.removeprefix("demo-")
-    arguments = ["--model", f"llava_{scheme}", "--model_args", f"pretrained={name}", "--tasks", "shapes_vqa"]
+    arguments = ["--model", f"llava_{scheme_of(name)}", "--model_args", f"pretrained={name}", "--tasks", "shapes_vqa"]
     arguments += ["--limit", "60", "--batch_size", "20", "--log_samples", "--output_path", str(tmp_path)]
     done = subprocess.run([sys.executable, "-m", "lmms_eval", *arguments], capture_output=True, text=True, check=False)
     (results,) = tmp_path.glob("*/*_results.json")
@@ -45,7 +52,7 @@ def test_each_answers_as_well_as_the_model(name: str, tmp_path: Path) -> None:
     assert score >= 0.9, done.stderr[-2000:]
     (samples,) = tmp_path.glob("*/*_samples_shapes_vqa.jsonl")
     record = json.loads(samples.read_text().splitlines()[0])
-    assert "symmetric" in json.dumps(record)
+    assert f"{scheme_of(name).upper()} W{bits_of(name)}A16, groups of 32, symmetric" in json.dumps(record)
     assert "compressed-tensors" in json.dumps(record)
 
 

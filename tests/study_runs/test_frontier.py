@@ -16,13 +16,23 @@ def test_every_method_has_several_budgets_and_schemes_stand_alone_and_beside_the
     runs = list(study.methods.values())
     alone = Counter(run.method for run in runs if "quantization" not in run.model_args)
     reductions = {name for name, method in METHODS.items() if method.path.startswith("token_reduction.")}
-    # a LLaVA-1.5 has images of one size: nothing to downsample
-    assert {name for name, count in alone.items() if count > 1} == reductions - {"downsample"}
+    # a LLaVA-1.5 has images of one size: nothing to downsample; GPTQ and AWQ have 4 and 3 bits
+    assert {name for name, count in alone.items() if count > 1} == reductions - {"downsample"} | {"gptq", "awq"}
     assert set(SCHEMES) <= alone.keys()
     beside = {str(run.model_args["quantization"]) for run in runs if "quantization" in run.model_args}
     assert {"int8", "nf4", "gptq"} <= beside
     assert study.reruns
     assert study.compare.html
+
+
+def test_three_bits_stand_wherever_four_bits_of_gptq_do() -> None:
+    methods = load_study(FRONTIER).methods
+    four = [label for label, run in methods.items() if (run.pretrained or {}).get("demo") == "demo-gptq"]
+    assert {methods[label].method for label in four} == {"gptq", "fastv", "hired"}
+    for label in four:
+        three = methods[f"{label}_3bit"]
+        assert (three.method, three.model_args) == (methods[label].method, methods[label].model_args)
+        assert three.pretrained == {"demo": "demo-gptq-3bit"}
 
 
 def test_methods_before_the_language_model_keep_equal_numbers_of_tokens() -> None:
