@@ -25,7 +25,7 @@ SHORT_NAMES: dict[str, Path] = {
     "demo-gptq-3bit": MODEL_DIR.with_name("model_gptq_3bit"),
     "demo-awq-3bit": MODEL_DIR.with_name("model_awq_3bit"),
 }
-"""All short names: the model, and what `lmms-eval-stability quantize` made of it in 4 and 3 bits (each folder has its card)."""
+"""The model, and what `lmms-eval-stability quantize` made of it in 4 and 3 bits (each folder has its card)."""
 
 
 def model_path(name: str = SHORT_NAME) -> Path:
