@@ -144,7 +144,8 @@ def intervals(part: str, sides: Sequence[Gaps], cut: float) -> dict[str, tuple[f
 def trial(rng: np.random.Generator, case: Case, models: Sequence[Model]) -> dict[tuple[str, str], tuple[bool, float]]:
     """Of each number and method, whether its interval holds the true difference, and how wide it is."""
     clusters = case.n // case.cluster
-    times = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=case.replicates).astype(float)
+    drawn = rng.integers(0, clusters, (case.replicates, clusters))
+    times = np.stack([np.bincount(one, minlength=clusters) for one in drawn]).astype(float)
     sides: dict[str, list[Gaps]] = {"mass": [], "width": []}
     true: dict[str, list[Floats]] = {"mass": [], "width": []}
     for (sure, right), model in zip(draw(rng, case), models, strict=True):
@@ -179,7 +180,7 @@ def main() -> None:
     parser.add_argument("--n", nargs="+", type=int, default=[240, 500, 2000, 4000], help="samples")
     parser.add_argument("--clusters", nargs="+", type=int, default=[1, 4], help="samples of a cluster")
     parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--replicates", type=int, default=400)
+    parser.add_argument("--replicates", type=int, default=300)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     grid = product(args.n, args.clusters, SHAPES, PAIRS)
