@@ -104,7 +104,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", nargs="*", default=SECTIONS, help=f"of {', '.join(SECTIONS)}; none: only write")
-    parser.add_argument("--workloads", nargs="+", help="only these, by name")
+    parser.add_argument("--workloads", nargs="+", help="only these (inside, quantized: cases), by name")
     parser.add_argument("--configurations", nargs="+", help="only these, by name")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--geometry", choices=("tiny", "moderate", "7b"), default="moderate")

@@ -7,6 +7,7 @@ One image, several questions, batches of one size. The reference is `reuse=visio
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,18 +150,23 @@ def inside(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
         method = make_methods(MODELS[f"llava_{name}"], None, {}, ())[0] if entry.kind == "token reduction" else None
         if isinstance(method, LVPruning):
             method = Untrained.of(Geometry(**decoder_geometry(ours.model)))
-        if isinstance(method, InsideLLM):
+        if isinstance(method, InsideLLM) and _asked(name, args):
             yield own.run(name, method)
 
 
 def quantized(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """`reuse=vision` and `reuse=prefix` against `reuse=none` for int8, alone and with FastV.
 
-    Half as many questions, as int8 takes long on a CPU; in float16, which is what LLM.int8() computes outliers in.
+    Half as many questions, as int8 takes long on a CPU.
     """
-    ours = load_ours(
-        "LlavaInt8", build("llava", args.geometry, torch.float16, args.device, folder), torch.float16, args
-    )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # or it says of every layer that it casts to float16
+    dtype = getattr(torch, args.dtype)
+    ours = load_ours("LlavaInt8", build("llava", args.geometry, dtype, args.device, folder), dtype, args)
     own = Own(ours, args, ("none", "vision", "prefix"), 8)
     for name, method in {"int8": None, "int8, fastv": FastV()}.items():
-        yield own.run(name, method)
+        if _asked(name, args):
+            yield own.run(name, method)
+
+
+def _asked(name: str, args: argparse.Namespace) -> bool:
+    return not args.workloads or name in args.workloads

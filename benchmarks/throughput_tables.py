@@ -12,7 +12,7 @@ from throughput_machine import Quiet
 RIVALS = {"llava": "llava_hf", "qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_5_vl"}
 OWN = {
     "inside": "Methods inside the language model (LLaVA): `reuse=prefix` against `reuse=vision`",
-    "quantized": "int8 (LLaVA in float16): `reuse=vision` and `reuse=prefix` against `reuse=none`",
+    "quantized": "int8 (LLaVA): `reuse=vision` and `reuse=prefix` against `reuse=none`",
 }
 SECTIONS = [*RIVALS, "methods", *OWN]
 EXACT = ("none, batch 1", "vision, batch 1")

@@ -124,6 +124,17 @@ def test_missed_targets_are_named_and_lower_ratios_fail(tables: Any, monkeypatch
     assert "answers differ" in throughput.failures(found, ["llava"])[0]
 
 
+def test_work_of_all_processors(tables: Any, tmp_path: Path) -> None:
+    from throughput_machine import _busy  # type: ignore[import-not-found]
+
+    path = tmp_path / "stat"
+    path.write_text(
+        "cpu  100 0 50 1000 20 5 5 40 7 0\ncpu0 50 0 25 500 10 2 3 20 7 0\ncpu1 50 0 25 500 10 3 2 20 0 0\n"
+    )
+    assert _busy(path) == (200 / os.sysconf("SC_CLK_TCK"), 2)  # neither idle nor waiting, and guests once
+    assert _busy(tmp_path / "none") is None
+
+
 def test_arithmetic_spared_by_sharing_layers(tables: Any) -> None:
     from throughput_own import shared_bound  # type: ignore[import-not-found]
 
