@@ -157,7 +157,7 @@ def inside(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
 def quantized(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """`reuse=vision` and `reuse=prefix` against `reuse=none` for int8, alone and with FastV.
 
-    Half as many questions, as int8 takes long on a CPU.
+    Half as many questions, as every case is asked them three times.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # or it says of every layer that it casts to float16
     dtype = getattr(torch, args.dtype)
