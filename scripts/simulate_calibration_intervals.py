@@ -1,6 +1,6 @@
 """How often intervals for differences of ECE and its parts hold the true difference, on models of known calibration.
 
-    python scripts/simulate_calibration_intervals.py                                    # all of it: half an hour
+    python scripts/simulate_calibration_intervals.py                                    # all of it
     python scripts/simulate_calibration_intervals.py --n 500 --clusters 4 --trials 100  # a part
 
 Both models answer the same samples. Confidences are logistic of a normal number, `spread` (mean 0.5, standard
