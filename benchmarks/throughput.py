@@ -6,15 +6,15 @@
     python benchmarks/throughput.py --device cuda --geometry 7b --dtype bfloat16 --peak-tflops 989
 
 Rivals are lmms-eval's llava_hf, qwen2_vl and qwen2_5_vl. Weights are random, and one copy of them serves both. Every
-round runs all configurations of a workload in turn; figures are medians over the rounds. A figure's limit follows from
-the bare passes of the model (`throughput_parts.py`), timed in the same rounds: with n questions about an image,
+round runs all configurations of a workload in turn; a ratio is the median of those of the rounds. Its limit follows
+from the bare passes of the model (`throughput_parts.py`), timed in the same rounds: with n questions about an image,
 n * rival / (vision + prefix + n * question) for reuse=prefix. What the task does (decoding, perturbing) counts in
 both. Two sections put our models beside themselves: `inside` (reuse=prefix for methods inside the language model) and
 `quantized` (reuse for int8).
 
 Wall-clock time decides whether a target is reached, so the machine must be quiet; how quiet it was is recorded. All
-missed targets are listed at the end. The exit code is 1 if a ratio of a section that was run is below its target, or if
-answers differ where they must not.
+missed targets are listed at the end. The exit code is 1 if the interval of a ratio of a section that was run lies below
+its target, or if answers differ where they must not.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from throughput_own import inside, quantized  # noqa: E402
 from throughput_tables import EXACT, OWN, SECTIONS, missed, own_lines, parts_lines, report, workload_lines  # noqa: E402
 
 #: Of throughput.json; numbers in another format are forgotten.
-FORMAT = 2
+FORMAT = 3
 
 
 def measure(name: str, args: argparse.Namespace, found: dict[str, Any], folder: Path) -> None:
@@ -109,7 +109,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--geometry", choices=("tiny", "moderate", "7b"), default="moderate")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=4, help="generated per answer, always")
     parser.add_argument("--batches", type=int, nargs=2, default=[8, 16], help="for reuse=vision and reuse=prefix")
     parser.add_argument("--peak-tflops", type=float, help="of the device, for the share that prefills reach")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lmms_eval.models import get_model
@@ -21,18 +21,25 @@ from lmms_eval_stability.model_wrappers.arguments import make_methods
 from lmms_eval_stability.model_wrappers.geometry import decoder_geometry
 from lmms_eval_stability.model_wrappers.registry import METHODS, MODELS
 
+T = TypeVar("T")
+
 OURS = {"llava": "LlavaBaseline", "qwen2_vl": "Qwen2VlBaseline", "qwen2_5_vl": "Qwen25VlBaseline"}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Questions about images, and the ratios that are to be reached, by configuration."""
+    """Questions about images, and the ratios that are to be reached, by configuration.
+
+    Attributes:
+        only: configurations that are run; all if empty.
+    """
 
     name: str
     images: int
     questions: int
     perturbed: bool
     targets: dict[str, float]
+    only: tuple[str, ...] = ()
 
     @property
     def documents(self) -> Documents:
@@ -49,7 +56,8 @@ def workloads(kind: str, configurations: Sequence[str], *, quick: bool) -> list[
     chosen = [
         Workload("1 per image", 8 if kind == "llava" else 4, 1, False, single),
         Workload("5 per image", 3 if kind == "llava" else 2, 5, False, five),
-        Workload("32 per image", 1, 32, False, {prefix: 8.0}),
+        # those that answer one by one would take most of the time, and have nothing more to show
+        Workload("32 per image", 1, 32, False, {prefix: 8.0}, only=(batch, prefix)),
         Workload("5 per image, perturbed", 3 if kind == "llava" else 1, 5, True, five),
     ]
     if kind == "llava":
@@ -89,6 +97,17 @@ def typical(spent: dict[str, list[Spent]]) -> dict[str, list[float]]:
     }
 
 
+def in_turns(runs: dict[str, T], number: int) -> list[tuple[str, T]]:
+    """Return what is run in a round, in order; the next round begins with another, so that none always comes first."""
+    first = number % len(runs)
+    return [*list(runs.items())[first:], *list(runs.items())[:first]]
+
+
+def by_round(spent: dict[str, list[Spent]], names: Iterable[str]) -> dict[str, list[list[float]]]:
+    """Return wall and processor time of every round."""
+    return {name: [[one.wall, one.user] for one in spent[name]] for name in names}
+
+
 def differing(expected: Sequence[str], got: Sequence[str]) -> int | str:
     """Return how many answers differ."""
     if not expected:
@@ -123,7 +142,7 @@ class Bench:
         """All configurations in turn, `rounds` times, after one round of few documents to warm up."""
         documents, parts = workload.documents, parts_of(self.ours, workload.documents, self.args.tokens)
         runs = {"lmms-eval": self.rival}
-        asked = self.args.configurations or list(self.settings)
+        asked = self.args.configurations or workload.only or list(self.settings)
         chosen = {name: how for name, how in self.settings.items() if name in asked}
         runs |= {name: with_settings(self.ours, *how) for name, how in chosen.items()}
         warm = Documents(1, min(2, workload.questions), perturbed=workload.perturbed)
@@ -132,12 +151,12 @@ class Bench:
         spent: dict[str, list[Spent]] = {}
         answers: dict[str, list[str]] = {}
         prefills: dict[str, float] = {}
-        for _ in range(self.args.rounds):
+        for number in range(self.args.rounds):
             spent.setdefault("document", []).append(shown(documents, self.ours.device))
             questions = min(self.args.batches[1], len(documents))
             for name, one in parts.measure((self.args.batches[0], questions)).items():
                 spent.setdefault(name, []).append(one)
-            for name, model in runs.items():
+            for name, model in in_turns(runs, number):
                 cost, results = answer(model, documents, self.gen_kwargs)
                 spent.setdefault(name, []).append(cost / len(documents))
                 answers[name] = [one if isinstance(one, str) else one.text for one in results]
@@ -154,6 +173,7 @@ class Bench:
             "text": parts.length - parts.visual,
             "question_batch": questions,
             "seconds": typical(spent),
+            "rounds": by_round(spent, runs),
             "differing": {name: differing(expected, answers[name]) for name in chosen},
             "differing_from_none": {name: differing(own, answers[name]) for name in chosen},
             "flops": {name: self._flops(parts, len(documents)) / seconds for name, seconds in prefills.items()},

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from throughput_bench import OURS, answer, differing, load_ours, parts_of, shown, typical
+from throughput_bench import OURS, answer, by_round, differing, in_turns, load_ours, parts_of, shown, typical
 from throughput_models import Documents, build
 from throughput_parts import Parts, Spent, with_settings
 
@@ -77,11 +77,11 @@ class Own:
             answer(model, Documents(1, 2, perturbed=False), kwargs)
         spent: dict[str, list[Spent]] = {}
         answers: dict[str, list[str]] = {}
-        for _ in range(self.args.rounds):
+        for number in range(self.args.rounds):
             spent.setdefault("document", []).append(shown(self.documents, self.ours.device))
             for part, one in self._parts(parts, method).items():
                 spent.setdefault(part, []).append(one)
-            for label, model in runs.items():
+            for label, model in in_turns(runs, number):
                 cost, results = answer(model, self.documents, kwargs)
                 spent.setdefault(label, []).append(cost / len(self.documents))
                 answers[label] = [one.text for one in results]
@@ -98,6 +98,7 @@ class Own:
             "shared_layers": [self.depth if method is None else method.first_drop(self.depth), self.depth],
             "large": None if method is None else large_bound(method, tokens, text, len(self.documents)),
             "seconds": typical(spent),
+            "rounds": by_round(spent, runs),
             "differing": {label: differing(answers[self.reference], answers[label]) for label in runs},
             "distinct_answers": len(set(answers[self.reference])),
         }

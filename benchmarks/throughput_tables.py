@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scipy.stats import binom
 from throughput_machine import Quiet
 
 RIVALS = {"llava": "llava_hf", "qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_5_vl"}
@@ -21,10 +23,32 @@ SHARE, OVERHEAD = 0.9, 0.03
 WALL, PROCESSOR = 0, 1
 
 
-def ratio(name: str, result: dict[str, Any], column: int) -> float:
-    """How many times as fast as the rival, or as the model that it is compared with, a configuration is."""
-    seconds = result["seconds"]
-    return float(seconds[result.get("reference", "lmms-eval")][column] / seconds[name][column])
+def _reference(result: dict[str, Any]) -> str:
+    """Return what a workload's configurations are compared with."""
+    return str(result.get("reference", "lmms-eval"))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as the rival, or as the model that it is compared with, a configuration is.
+
+    Attributes:
+        value: median over the rounds, in each of which both were run, one soon after the other.
+        low, high: ends of the sign test's interval of that median, 95 % or the next level above; with fewer than six
+            rounds, which cannot give 95 %, the least and the greatest of them.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, name: str, result: dict[str, Any], column: int) -> Ratio:
+        rounds = result["rounds"]
+        both = zip(rounds[_reference(result)], rounds[name], strict=True)
+        found = sorted(theirs[column] / ours[column] for theirs, ours in both)
+        cut = max(0, int(binom.ppf(0.025, len(found), 0.5)) - 1)  # values beyond either end
+        return cls(statistics.median(found), found[cut], found[-1 - cut])
 
 
 def limit(name: str, result: dict[str, Any], column: int) -> float:
@@ -44,7 +68,7 @@ def limit(name: str, result: dict[str, Any], column: int) -> float:
     if reuse == "prefix" and shared < depth:
         layers = cost["prefix"] * shared / depth
         each, once = cost["rest_batch"] - layers, cost["vision"] + layers
-    return float(n * cost[result.get("reference", "lmms-eval")] / (once + n * (cost["document"] + each)))
+    return float(n * cost[_reference(result)] / (once + n * (cost["document"] + each)))
 
 
 @dataclass(frozen=True)
@@ -93,13 +117,13 @@ def _missed(section: str, one: dict[str, Any]) -> Iterator[Missed]:
             if name == result.get("reference"):
                 continue
             where, others = f"{result['workload']}, {name}", result["quiet"]["others"]
-            wall, user = (ratio(name, result, column) for column in (WALL, PROCESSOR))
+            wall, user = (Ratio.of(name, result, column) for column in (WALL, PROCESSOR))
             target = result.get("targets", {}).get(name)
-            if target is not None and wall < target:
-                yield Missed(section, where, "ratio", target, wall, user, others)
-            share, share_user = wall / limit(name, result, WALL), user / limit(name, result, PROCESSOR)
-            if share < SHARE:
-                yield Missed(section, where, "share", SHARE, share, share_user, others)
+            if target is not None and wall.high < target:
+                yield Missed(section, where, "ratio", target, wall.value, user.value, others)
+            most, most_user = (limit(name, result, column) for column in (WALL, PROCESSOR))
+            if wall.high / most < SHARE:
+                yield Missed(section, where, "share", SHARE, wall.value / most, user.value / most_user, others)
 
 
 def missed_lines(found: dict[str, Any]) -> list[str]:
@@ -116,11 +140,11 @@ def missed_lines(found: dict[str, Any]) -> list[str]:
 
 def _ratios(name: str, result: dict[str, Any]) -> str:
     """Three cells: ratio, limit and share of wall-clock time, and one of processor time."""
-    wall, user = (ratio(name, result, column) for column in (WALL, PROCESSOR))
+    wall, user = (Ratio.of(name, result, column) for column in (WALL, PROCESSOR))
     most, most_user = (limit(name, result, column) for column in (WALL, PROCESSOR))
     return (
-        f"{wall:.2f} | {most:.2f} | {100 * wall / most:.0f} % |"
-        f" {user:.2f}, {most_user:.2f}, {100 * user / most_user:.0f} %"
+        f"{wall.value:.2f} [{wall.low:.2f}, {wall.high:.2f}] | {most:.2f} | {100 * wall.value / most:.0f} % |"
+        f" {user.value:.2f}, {most_user:.2f}, {100 * user.value / most_user:.0f} %"
     )
 
 
@@ -207,7 +231,9 @@ def _introduction(args: argparse.Namespace) -> str:
     return (
         f"Written by `benchmarks/throughput.py`: geometry `{args.geometry}`, {args.dtype} (qwen2_5_vl: bfloat16, which"
         f" its rival always loads), random weights, {args.tokens} generated tokens, images of 640 x 480 pixels as JPEG,"
-        f" medians over interleaved rounds ({args.rounds}). *Ratio*: of times, the rival's over ours. *Limit*: that"
+        " medians over rounds, in each of which everything is run in turn. *Ratio*: of times, the rival's over ours, in"
+        " the same round; in brackets, the sign test's interval of the median, 95 % or more (of fewer than six rounds,"
+        " the least and the greatest). *Limit*: that"
         " if only the bare passes of the model and the reading of documents took time; *share*: how much of it is"
         " reached. Parts are per question or image: `whole` a bare `generate`, `rest` the same without the vision"
         f" tower, `_batch` in batches of {small} (rest) and up to {large} (question). Perturbed images: one of the"
@@ -217,7 +243,8 @@ def _introduction(args: argparse.Namespace) -> str:
 
 _DECIDES = (
     "**Wall-clock time decides** whether a target is reached: a ratio by its own target, a share of the limit of"
-    f" {100 * SHARE:g} %, hooks that cost {100 * OVERHEAD:g} % of a prefill at most. It holds for a quiet machine. How"
+    f" {100 * SHARE:g} %, hooks that cost {100 * OVERHEAD:g} % of a prefill at most. Missed is a ratio or share whose"
+    " interval lies below it as a whole. It holds for a quiet machine. How"
     " quiet this one was stands below every table: load averages, and the share of all processors' time that went to"
     " other processes or was withheld by the host. Where that is more than a few per cent, processor time (beside it"
     " everywhere) is the better guide, and a target missed by wall-clock time alone should be measured again."
@@ -236,7 +263,9 @@ def _section(name: str, one: dict[str, Any], args: argparse.Namespace) -> list[s
     if name == "methods":
         return ["## Token-reduction methods (LLaVA)", "", *method_lines(one), "", _machine(one)]
     results = list(one["results"].values())
-    machines = [f"- {result['workload']}: {_machine(result)}" for result in results]
+    machines = [
+        f"- {one['workload']}: rounds: {len(one['rounds'][_reference(one)])}. {_machine(one)}" for one in results
+    ]
     tail = ["", *parts_lines(results), "", *machines]
     if name in OWN:
         about = (

@@ -101,9 +101,10 @@ def test_the_limit_is_computed_from_the_parts(tables: Any) -> None:
 def test_missed_targets_are_named_and_lower_ratios_fail(tables: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import throughput  # type: ignore[import-not-found]
 
-    seconds = {**SECONDS, "vision, batch 1": [500, 500], "prefix, batch 16": [100, 100]}
+    rounds = {"lmms-eval": [[600, 700]], "vision, batch 1": [[500, 500]], "prefix, batch 16": [[100, 100]]}
     result = {
-        "workload": "5 per image", "n": 5, "seconds": seconds, "quiet": {"start": 0.1, "end": 0.2, "others": 0.07},
+        "workload": "5 per image", "n": 5, "seconds": SECONDS, "rounds": rounds,
+        "quiet": {"start": 0.1, "end": 0.2, "others": 0.07},
         "targets": {"vision, batch 1": 1.3, "prefix, batch 16": 5.0},
         "differing": {"vision, batch 1": 0, "prefix, batch 16": 1},
     }  # fmt: skip
@@ -116,12 +117,42 @@ def test_missed_targets_are_named_and_lower_ratios_fail(tables: Any, monkeypatch
     )
     assert throughput.failures(found, ["llava"]) == ["llava, 5 per image, vision, batch 1: ratio 1.2, target 1.3"]
     assert throughput.failures(found, ["methods"]) == []  # of what was run alone
-    seconds["prefix, batch 16"] = [200, 100]
+    rounds["prefix, batch 16"] = [[200, 100]]
     result["targets"] = {}
     assert [(one.what, one.name) for one in tables.missed(found)] == [("share", "5 per image, prefix, batch 16")]
     assert throughput.failures(found, ["llava"]) == []
     result["differing"]["vision, batch 1"] = 2
     assert "answers differ" in throughput.failures(found, ["llava"])[0]
+
+
+def test_a_ratio_is_the_median_over_rounds_with_the_sign_tests_interval(tables: Any) -> None:
+    ours = [[100.0, 1.0]] * 9
+    theirs = [[100.0 * one, 2.0] for one in (9, 1, 5, 3, 7, 2, 8, 4, 6)]
+    result = {"rounds": {"lmms-eval": theirs, "vision, batch 1": ours}}
+    assert tables.Ratio.of("vision, batch 1", result, 0) == tables.Ratio(5, 2, 8)  # 96.1 %: 1 - 2 * 10 / 512
+    assert tables.Ratio.of("vision, batch 1", result, 1) == tables.Ratio(2, 2, 2)
+    result["rounds"] = {name: some[:4] for name, some in result["rounds"].items()}
+    assert tables.Ratio.of("vision, batch 1", result, 0) == tables.Ratio(4, 1, 9)  # too few: all of them
+
+
+def test_a_target_inside_the_interval_is_not_missed(tables: Any) -> None:
+    rounds = {"lmms-eval": [[90, 90], [99, 99], [101, 101]], "vision, batch 1": [[100, 100]] * 3}
+    result = {
+        "workload": "1 per image", "n": 1, "seconds": SECONDS, "rounds": rounds, "targets": {"vision, batch 1": 1.0},
+        "quiet": {"start": 0.1, "end": 0.2, "others": 0.0}, "differing": {"vision, batch 1": 0},
+    }  # fmt: skip
+    found = {"llava": {"results": {"1 per image": result}}}
+    assert "ratio" not in {one.what for one in tables.missed(found)}
+    rounds["lmms-eval"] = [[90, 90], [99, 99], [98, 98]]
+    assert "ratio" in {one.what for one in tables.missed(found)}
+
+
+def test_every_round_begins_with_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from throughput_bench import in_turns  # type: ignore[import-not-found]
+
+    orders = ["".join(name for name, _ in in_turns(dict.fromkeys("abc"), number)) for number in range(4)]
+    assert orders == ["abc", "bca", "cab", "abc"]
 
 
 def test_work_of_all_processors(tables: Any, tmp_path: Path) -> None:
