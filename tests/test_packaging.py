@@ -72,7 +72,7 @@ def test_wheel_and_sdist_hold_every_file(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         in_sdist = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "NOTICE", "README.md", "pyproject.toml"} <= in_sdist
-    assert wheel.stat().st_size < 16 * 2**20
+    assert wheel.stat().st_size < 20 * 2**20  # the demo model and four quantised ones are 13 MB of it
 
 
 def test_an_installed_wheel_registers_models_and_tasks(built: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_skip_is_for_tasks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--method", "rtn"], ["--bits", "3"], ["--group-size", "4"], ["--samples", "0"], ["--dtype", "int8"]]
+    "arguments", [["--method", "rtn"], ["--bits", "2"], ["--group-size", "4"], ["--samples", "0"], ["--dtype", "int8"]]
 )
 def test_values_that_do_not_exist_are_refused(tmp_path: Path, arguments: list[str]) -> None:
     result = run(tmp_path, write_questions(tmp_path, GOOD), *arguments)

@@ -417,7 +417,7 @@ def test_the_demo_runs_its_study_anew_every_time(bench: Bench, monkeypatch: pyte
         assert done.exit_code == 0, done.output
         assert "not run: int8, nf4; to run them: pip install 'lmms-eval-stability[int8]'" in done.stderr
         assert "k=3, r=0.75) against llava_baseline" in done.stdout
-        assert len(bench.calls) == 13 * times  # all but int8 and nf4
+        assert len(bench.calls) == 14 * times  # all but int8 and nf4
         assert {(call["limit"], call["batch_size"]) for call in bench.calls} == {("4", "8")}
     assert (bench.out / "report" / "report.html").is_file()
     (bench.folder / "mine").mkdir()
