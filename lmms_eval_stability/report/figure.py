@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 #: Colours that people with colour-blindness can tell apart (Okabe and Ito).
 _SERIES = {"dr": ("DR: answer differs", "#0072B2", "o"), "ndr": ("NDR: right before, wrong after", "#D55E00", "v")}
-_NAMED = 12
+_NAMED = 16
+#: Between a point and its name, and of a letter, as shares of the axes' width.
+_GAP, _LETTER = 0.016, 0.0105
 
 
 def save_figure(comparison: Comparison, path: Path, kind: str) -> None:
@@ -90,23 +92,27 @@ def _name(axes: Axes, rows: list[Divergence], several_runs: bool) -> None:
     several_tasks = len({row.task for row in rows}) > 1
     short = short_names(list(dict.fromkeys(row.run for row in rows)))
     (left, right), (_, top) = axes.get_xlim(), axes.get_ylim()
-    taken: list[tuple[float, float]] = []  # places of names so far, as shares of the axes
+    taken: list[tuple[float, float, float]] = []  # begin, end and height of names so far, as shares of the axes
     for row in sorted(rows, key=lambda row: row.dr.value):
-        x, y = (100 * row.drop - left) / (right - left), 100 * row.dr.value / top
-        while any(abs(x - x0) < 0.3 and abs(y - y0) < 0.055 for x0, y0 in taken):
+        name = " · ".join([row.task] * (several_tasks or not several_runs) + [short[row.run]] * several_runs)
+        x, place = (100 * row.drop - left) / (right - left), 100 * row.dr.value / top
+        inward, wide, y = x > 0.6, _GAP + _LETTER * len(name), place
+        begin, end = (x - wide, x) if inward else (x, x + wide)
+        while any(begin < end0 and begin0 < end and abs(y - y0) < 0.055 for begin0, end0, y0 in taken):
             y += 0.01
-        taken.append((x, y))
-        inward = x > 0.6
+        taken.append((begin, end, y))
         axes.annotate(
-            printable(" · ".join([row.task] * (several_tasks or not several_runs) + [short[row.run]] * several_runs)),
-            (x, y),
+            printable(name),
+            (x, place),
             xycoords="axes fraction",
-            xytext=(-7 if inward else 7, 0),
-            textcoords="offset points",
+            xytext=(x - _GAP if inward else x + _GAP, y),
+            textcoords="axes fraction",
             ha="right" if inward else "left",
             va="center",
             fontsize=8,
             parse_math=False,
+            # a line to the point of a name that had to move away from it
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6} if y - place > 0.03 else None,
         )
 
 
