@@ -98,12 +98,8 @@ class VisionReuse:
             self._images = before
 
     @property
-    def is_serving(self) -> bool:
-        return self._images is not None
-
-    @property
     def served(self) -> Sequence[ImageInputs] | None:
-        """The images of ``serving``."""
+        """The images of ``serving``; None where the model encodes what it is given."""
         return self._images
 
     def each(self, kind: str, make: Callable[[Mapping[str, Tensor]], T]) -> list[T]:

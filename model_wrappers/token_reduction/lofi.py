@@ -19,6 +19,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.budget import (
 )
 from lmms_eval_stability.model_wrappers.token_reduction.errors import InvalidParameterError, UnsupportedModelError
 from lmms_eval_stability.model_wrappers.token_reduction.ipr import gram, inverse_participation_ratio, ratios
+from lmms_eval_stability.model_wrappers.token_reduction.sequence import highest
 from lmms_eval_stability.model_wrappers.token_reduction.vision import ImageView, Wanted
 
 __all__ = ["LoFi", "inverse_participation_ratio", "leverage"]
@@ -104,7 +105,7 @@ class LoFi(BeforeLLM):
 
     def select(self, scores: Tensor, n: int) -> Tensor:
         """Return the ``n`` highest scores' indices in ascending order: (N,) -> (n,). Of equal scores the first wins."""
-        return scores.argsort(descending=True, stable=True)[:n].sort().values
+        return highest(scores, n)
 
 
 def leverage(features: Tensor, rank: int) -> Tensor:

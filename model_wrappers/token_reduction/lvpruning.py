@@ -20,6 +20,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.lvpruning_modules import
     spread_noise,
     stage_logits,
 )
+from lmms_eval_stability.model_wrappers.token_reduction.sequence import highest
 from lmms_eval_stability.model_wrappers.token_reduction.spelling import AUTO, Numbers, shares, spelled
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class LVPruning(InsideLLM):
 
     def select(self, logits: Tensor, n: int) -> Tensor:
         """Return the ``n`` highest logits' indices in ascending order: (N,) -> (n,). Of equal ones the first wins."""
-        return logits.argsort(descending=True, stable=True)[:n].sort().values
+        return highest(logits, n)
 
     def reduce_by_text(
         self, stage: int, entered: int, visual: Tensor, text: Tensor, after: int, scores: Tensor | None

@@ -15,6 +15,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.errors import InvalidPar
 from lmms_eval_stability.model_wrappers.token_reduction.inside_llm import InsideLLM, Reduction, Stage
 from lmms_eval_stability.model_wrappers.token_reduction.lvpruning_modules import spread_noise
 from lmms_eval_stability.model_wrappers.token_reduction.random import check_seed, drawn_order
+from lmms_eval_stability.model_wrappers.token_reduction.sequence import highest
 from lmms_eval_stability.model_wrappers.token_reduction.spelling import (
     AUTO,
     Numbers,
@@ -98,7 +99,7 @@ class RandomInside(InsideLLM):
 
     def select(self, scores: Tensor, n: int) -> Tensor:
         """Return the ``n`` highest scores' indices in ascending order: (N,) -> (n,). Of equal scores the first wins."""
-        return scores.argsort(descending=True, stable=True)[:n].sort().values
+        return highest(scores, n)
 
     def reduce_by_text(
         self,

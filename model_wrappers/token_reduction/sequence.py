@@ -154,3 +154,8 @@ def visual_tokens(input_ids: Tensor, real: Tensor | None, query: Tensor, placeho
     visual = torch.isin(input_ids, placeholders.to(input_ids.device))
     visual &= torch.arange(input_ids.shape[1], device=input_ids.device) < query[:, None]
     return visual if real is None else visual & real
+
+
+def highest(scores: Tensor, n: int) -> Tensor:
+    """Return the indices of the ``n`` highest scores, ascending: (N,) -> (n,). Of equal scores the first wins."""
+    return scores.argsort(descending=True, stable=True)[:n].sort().values

@@ -198,7 +198,7 @@ class Shortening:
             numbers = self._compared(given, layouts, smaller, fewer) if self._session.spectrum else ()
             return _Images(layouts, per_row, smaller=smaller, smaller_layouts=fewer, smaller_numbers=numbers)
         vision = self._session.vision
-        if vision is not None and vision.is_serving and not self._session.tracing:
+        if vision is not None and vision.served is not None and not self._session.tracing:
             left = vision.each(f"left by {self._method}", self._compress_alone)
             output = BaseModelOutputWithPooling(pooler_output=[one.tokens for one in left])
             return _Images(layouts, per_row, [one.part for one in left], output)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lmms_eval_stability.model_wrappers.token_reduction.errors import InvalidParameterError
 from lmms_eval_stability.model_wrappers.token_reduction.inside_llm import InsideLLM, Reduction, Stage
+from lmms_eval_stability.model_wrappers.token_reduction.sequence import highest
 from lmms_eval_stability.model_wrappers.token_reduction.spelling import (
     AUTO,
     Numbers,
@@ -127,7 +128,7 @@ class SparseVLM(InsideLLM):
 
     def select(self, scores: Tensor, n: int) -> Tensor:
         """Return the ``n`` highest scores' indices in ascending order: (N,) -> (n,). Of equal scores the first wins."""
-        return scores.argsort(descending=True, stable=True)[:n].sort().values
+        return highest(scores, n)
 
     def reduce(self, stage: int, entered: int, attention: Tensor, hidden: Tensor) -> Reduction:
         """Keep the best tokens, and merge the best of the rest into a few."""

@@ -22,6 +22,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.budget import (
     scaled,
 )
 from lmms_eval_stability.model_wrappers.token_reduction.errors import InvalidParameterError
+from lmms_eval_stability.model_wrappers.token_reduction.sequence import highest
 from lmms_eval_stability.model_wrappers.token_reduction.trace import Origin
 from lmms_eval_stability.model_wrappers.token_reduction.vision import ImageView, Wanted
 
@@ -98,7 +99,7 @@ class VisionZip(BeforeLLM):
             tokens = torch.cat(_in_official_order(parts, image.layout))
             origin = partial(_origin, image, [kept for kept, _, _ in parts], contextual, offset=1)
             return Compressed(image.project(tokens), torch.arange(len(tokens)), origin)
-        kept = attention[0].sum(dim=0).argsort(descending=True, stable=True)[:dominant].sort().values
+        kept = highest(attention[0].sum(dim=0), dominant)
         rest = _others(kept, len(image.tokens))
         targets, merged = merge(image.tokens, image.keys[0], rest, contextual)
         order = torch.cat([kept, targets]).argsort()
@@ -109,7 +110,7 @@ class VisionZip(BeforeLLM):
     def select(self, attention: Tensor, dominant: int) -> Tensor:
         """Return the dominant tokens: the CLS row (H, 1 + n) -> (dominant,) ascending, 0 (CLS) first."""
         scores = attention.sum(dim=0)[1:]
-        best = scores.argsort(descending=True, stable=True)[: dominant - 1].sort().values + 1
+        best = highest(scores, dominant - 1) + 1
         return torch.cat([best.new_zeros(1), best])
 
     def zip_partition(
