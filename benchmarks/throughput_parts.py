@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from lmms_eval_stability.model_wrappers.prefix_cache import Prefix, begin_with
+from lmms_eval_stability.model_wrappers.prefix_cache import Prefix, PrefixMemory
 
 #: See `Parts.measure`.
 PASSES = ("whole", "rest", "rest_batch", "vision", "prefix", "question", "question_batch")
@@ -153,7 +153,7 @@ class Parts:
 
     def _cache(self, rows: int) -> DynamicCache:
         prefix = Prefix(self.inputs["input_ids"][0, : self._end], self._layers, self._end)
-        return begin_with([prefix] * rows, self.length - self._end + self.tokens)
+        return PrefixMemory().begin_with([prefix] * rows, self.length - self._end + self.tokens)
 
     def _answer(self, cache: DynamicCache, rows: int) -> None:
         """Read the question and generate, without anything around the passes."""

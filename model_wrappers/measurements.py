@@ -7,14 +7,18 @@ counts there: no side files that could be lost.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmms_eval.api.instance import TokenCounts
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 
 from lmms_eval_stability.model_wrappers.families.base import Prompt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass
@@ -67,9 +71,9 @@ class Fingerprints:
     """Digests (BLAKE2b, 128 bits, as 32 hex digits) of what a document really shows the model.
 
     Attributes:
-        input: rendered prompt text and image pixels.
-        image: image pixels; ``None`` without images.
-        images: pixels of each image; of a single one it is ``image``.
+        input: rendered prompt text and the digests of its images.
+        image: of a single image its digest, of several that of their digests; ``None`` without images.
+        images: of each image: its size and its RGB pixels.
     """
 
     input: str
@@ -77,26 +81,50 @@ class Fingerprints:
     images: tuple[str, ...] = ()
 
 
-def fingerprints(prompt: Prompt) -> Fingerprints:
+class ImageDigests:
+    """Digests of images; those seen last are recognised by their bytes, which takes a twentieth of the time.
+
+    A data set decodes an image anew for every question about it, so equal images are different objects. To be called
+    from several threads.
+
+    Args:
+        count: images whose bytes are kept.
+    """
+
+    def __init__(self, count: int = 4) -> None:
+        self._seen: deque[tuple[bytes, str]] = deque(maxlen=count)
+
+    def __call__(self, image: Image) -> str:
+        """Return the digest of an image's size and RGB pixels, before any resizing by the processor."""
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        shown = rgb.width.to_bytes(4, "big") + rgb.height.to_bytes(4, "big") + rgb.tobytes()
+        for before, digest in tuple(self._seen):
+            if before == shown:
+                return digest
+        made = _digest(shown)
+        self._seen.append((shown, made))
+        return made
+
+
+def fingerprints(prompt: Prompt, digest: Callable[[Image], str] | None = None) -> Fingerprints:
     """Return the digests of a prompt.
 
     Images count as RGB pixels with their size, before any resizing by the processor, so runs of different methods over
     the same inputs agree, and a re-encoded or perturbed image does not.
+
+    Args:
+        digest: an ``ImageDigests`` that has seen other prompts.
     """
+    images = tuple(map(digest or ImageDigests(), prompt.images))
     text = prompt.text.encode()
-    whole, pixels = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-    whole.update(len(text).to_bytes(8, "big") + text)
-    each = []
-    for image in prompt.images:
-        rgb = image.convert("RGB")
-        shown = rgb.width.to_bytes(4, "big") + rgb.height.to_bytes(4, "big") + rgb.tobytes()
-        whole.update(shown)
-        pixels.update(shown)
-        if len(prompt.images) > 1:
-            each.append(hashlib.blake2b(shown, digest_size=16).hexdigest())
-    if not prompt.images:
-        return Fingerprints(whole.hexdigest(), None)
-    return Fingerprints(whole.hexdigest(), pixels.hexdigest(), tuple(each) or (pixels.hexdigest(),))
+    whole = _digest(b"".join([len(text).to_bytes(8, "big"), text, *map(bytes.fromhex, images)]))
+    if len(images) < 2:
+        return Fingerprints(whole, images[0] if images else None, images)
+    return Fingerprints(whole, _digest(b"".join(map(bytes.fromhex, images))), images)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def log_throughput(counts: Sequence[Measurements]) -> None:

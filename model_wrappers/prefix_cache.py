@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens
 from lmms_eval_stability.model_wrappers.token_reduction.beginning import Reached
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one prefix is the same as another only if it is that other
 class Prefix:
     """The shared beginning of prompts, as the language model sees it: P tokens, fewer than given if some were dropped.
 
@@ -67,22 +68,58 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
 
-def begin_with(prefixes: Sequence[Prefix], room: int) -> DynamicCache:
-    """Return a cache whose rows hold the prefixes, padded on the left, with room for ``room`` more tokens."""
-    longest = max(len(prefix.ids) for prefix in prefixes)
-    cache = DynamicCache()
-    for number in range(len(prefixes[0].layers)):
-        filled = [_rows([prefix.layers[number][part] for prefix in prefixes], longest, room) for part in (0, 1)]
-        cache.layers.append(RoomyLayer(*filled, longest))
-    return cache
+class PrefixMemory:
+    """Memory for the caches of batches that follow one another: reserved once, and a row that stays is not copied.
+
+    Fresh memory costs about as much as copying a prefix into it, since the system hands it out page by page.
+    """
+
+    def __init__(self) -> None:
+        self._layers: list[tuple[Tensor, Tensor]] = []  # keys and values, (rows, heads, columns, d)
+        #: Of each row, what it holds, and up to which column; what is in use nowhere else is not kept alive.
+        self._held: list[tuple[weakref.ref[Prefix], int]] = []
+
+    def begin_with(self, prefixes: Sequence[Prefix], room: int) -> DynamicCache:
+        """Return a cache whose rows hold the prefixes, padded on the left, with room for ``room`` more tokens.
+
+        It takes the place of the cache returned before, which must not be used any more.
+        """
+        longest = max(len(prefix.ids) for prefix in prefixes)
+        self._reserve(prefixes, longest + room)
+        wanted = [(weakref.ref(prefix), longest) for prefix in prefixes]
+        stays = [held == want for held, want in zip(self._held, wanted, strict=False)]
+        stays += [False] * (len(prefixes) - len(stays))
+        self._held[: len(prefixes)] = wanted
+        cache = DynamicCache()
+        for number, layer in enumerate(self._layers):
+            for part in (0, 1):
+                for row, prefix in enumerate(prefixes):
+                    if not stays[row]:
+                        _fill(layer[part][row], prefix.layers[number][part], longest)
+            keys, values = (part[: len(prefixes)] for part in layer)
+            cache.layers.append(RoomyLayer(keys, values, longest))
+        return cache
+
+    def _reserve(self, prefixes: Sequence[Prefix], columns: int) -> None:
+        """See to it that there are enough rows and columns."""
+        like = prefixes[0].layers
+        if self._layers:
+            rows, _, width, _ = self._layers[0][0].shape
+            if len(self._layers) == len(like) and rows >= len(prefixes) and width >= columns:
+                return
+        self.clear()  # before there is more
+        for pair in like:
+            shapes = [(len(prefixes), part.shape[0], columns, part.shape[2]) for part in pair]
+            keys, values = (part.new_empty(shape) for part, shape in zip(pair, shapes, strict=True))
+            self._layers.append((keys, values))
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._layers, self._held = [], []
 
 
-def _rows(parts: Sequence[Tensor], longest: int, room: int) -> Tensor:
-    """Return (rows, heads, longest + room, d); padding, which no token attends to, is zero."""
-    heads, _, size = parts[0].shape
-    made = parts[0].new_empty(len(parts), heads, longest + room, size)
-    for row, part in enumerate(parts):
-        start = longest - part.shape[1]
-        made[row, :, :start] = 0
-        made[row, :, start:longest] = part
-    return made
+def _fill(row: Tensor, part: Tensor, longest: int) -> None:
+    """Write keys or values (heads, p, d) so that they end at column ``longest``; padding is zero, and never seen."""
+    start = longest - part.shape[1]
+    row[:, :start] = 0
+    row[:, start:longest] = part

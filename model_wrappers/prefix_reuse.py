@@ -25,7 +25,7 @@ from lmms_eval_stability.model_wrappers.errors import UnsupportedInputError
 from lmms_eval_stability.model_wrappers.families import Family
 from lmms_eval_stability.model_wrappers.families.images import ImageInputs
 from lmms_eval_stability.model_wrappers.lru import ByteLRU
-from lmms_eval_stability.model_wrappers.prefix_cache import Prefix, RoomyLayer, begin_with
+from lmms_eval_stability.model_wrappers.prefix_cache import Prefix, PrefixMemory
 from lmms_eval_stability.model_wrappers.token_reduction.base import RowTokens, Session
 from lmms_eval_stability.model_wrappers.token_reduction.beginning import Beginning, Reached
 from lmms_eval_stability.model_wrappers.token_reduction.inside_llm import InsideLLM
@@ -64,12 +64,12 @@ class PrefixReuse:
         self._grid_positions = hasattr(self._backbone, "get_rope_index")
         self._placeholders = torch.tensor(family.placeholder_ids(model.config))
         self._kept: ByteLRU[Prefix] = ByteLRU(limit)
-        self._last: tuple[list[Prefix], DynamicCache] | None = None
+        self._memory = PrefixMemory()
 
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()
-        self._last = None
+        self._memory.clear()
 
     def batch(
         self, text: Mapping[str, Tensor], images: Sequence[Sequence[ImageInputs]], session: Session | None, more: int
@@ -158,24 +158,8 @@ class PrefixReuse:
         if self._grid_positions:  # count of tokens, then time, row and column, which are one behind an image
             counted = (mask.cumsum(1) - 1)[:, longest:].clamp(min=0)
             positions = torch.stack([counted, positions, positions, positions])
-        cache = self._cache(prefixes, longest, width + more)
+        cache = self._memory.begin_with(prefixes, -(-(width + more) // 32) * 32)
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
-
-    def _cache(self, prefixes: list[Prefix], longest: int, room: int) -> DynamicCache:
-        """Return a cache that holds the prefixes: the last batch's, without its questions, if that was on the same."""
-        if self._last is not None:
-            before, cache = self._last
-            same = len(before) == len(prefixes) and all(a is b for a, b in zip(before, prefixes, strict=True))
-            layer: RoomyLayer = cache.layers[0]
-            if same and layer.all_keys.shape[2] >= longest + room:
-                del cache.layers[len(prefixes[0].layers) :]
-                for layer in cache.layers:
-                    layer.rewind(longest)
-                return cache
-            self._last = None  # before the next one is made
-        room = -(-room // 32) * 32
-        self._last = (prefixes, begin_with(prefixes, room))
-        return self._last[1]
 
 
 def _run_before(layer: int, decoder: Any, run: Callable[[], Any]) -> Reached:

@@ -36,7 +36,12 @@ from lmms_eval_stability.model_wrappers.errors import (
 from lmms_eval_stability.model_wrappers.facts import run_facts
 from lmms_eval_stability.model_wrappers.loading import LoadOptions, load
 from lmms_eval_stability.model_wrappers.lru import MEBIBYTE
-from lmms_eval_stability.model_wrappers.measurements import Measurements, fingerprints, log_throughput
+from lmms_eval_stability.model_wrappers.measurements import (
+    ImageDigests,
+    Measurements,
+    fingerprints,
+    log_throughput,
+)
 from lmms_eval_stability.model_wrappers.preparation import Ahead, Prepared, Preparer
 from lmms_eval_stability.model_wrappers.reading import Read, batches, in_order, windows
 from lmms_eval_stability.model_wrappers.registry import ModelEntry
@@ -157,6 +162,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         self.tokenizer, self._device = loaded.tokenizer, loaded.device
         self.quantization = loaded.quantization
         self.workers = (2 if self._device.type == "cuda" else 0) if workers is None else workers
+        self._digest = ImageDigests()
         self._preparer = Preparer(self.family, self.processor, pin=self._device.type == "cuda")
         how = AnswerSettings(reuse, reuse_memory * MEBIBYTE, use_cache, max_new_tokens)
         self._answerer = Answerer(self._model, self.tokenizer, self.family, self._device, how)
@@ -313,7 +319,7 @@ class AcceleratedVLM(lmms):  # type: ignore[misc]
         answer = request.text(document) if isinstance(request, Candidate) else ""
         shown = dataclasses.replace(prompt, text=prompt.text + answer)
         tokens = sum(self.family.rough_tokens(self._model, *image.size) for image in prompt.images)
-        return Read(request, prompt, fingerprints(shown), answer, tokens)
+        return Read(request, prompt, fingerprints(shown, self._digest), answer, tokens)
 
     def _prepare(self, batch: Sequence[Read[Any]]) -> Prepared:
         """Return a batch's inputs; called from several threads."""

@@ -11,6 +11,7 @@ import torch
 
 from lmms_eval_stability.model_wrappers.errors import UnsupportedInputError
 from lmms_eval_stability.model_wrappers.families.images import ImageInputs, ImageLayout
+from lmms_eval_stability.model_wrappers.families.placeholders import tokenize
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -153,16 +154,8 @@ class Family(ABC):
         """
         if not any(images):
             return dict(self.encode(processor, prompts))
-        token, texts = processor.image_token, []
-        for prompt, own in zip(prompts, images, strict=True):
-            parts = prompt.text.split(token)
-            if len(parts) != len(own) + 1:
-                raise UnsupportedInputError(
-                    f"the prompt holds {len(parts) - 1} image placeholders for {len(own)} images; the text of the"
-                    f" document must not contain '{token}'"
-                )
-            texts.append("".join(p + token * i.tokens for p, i in zip(parts, own, strict=False)) + parts[-1])
-        made = dict(processor.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt"))
+        counts = [[image.tokens for image in own] for own in images]
+        made = tokenize(processor, [prompt.text for prompt in prompts], counts)
         if any(image.typed for own in images for image in own):
             made["mm_token_type_ids"] = (made["input_ids"] == processor.image_token_id).long()
         return made
