@@ -7,10 +7,10 @@
 
 Rivals are lmms-eval's llava_hf, qwen2_vl and qwen2_5_vl. Weights are random, and one copy of them serves both. Every
 round runs all configurations of a workload in turn; a ratio is the median of those of the rounds. Its limit follows
-from the bare passes of the model (`throughput_parts.py`), timed in the same rounds: with n questions about an image,
-n * rival / (vision + prefix + n * question) for reuse=prefix. What the task does (decoding, perturbing) counts in
-both. Two sections put our models beside themselves: `inside` (reuse=prefix for methods inside the language model) and
-`quantized` (reuse for int8).
+from the bare passes of the model (`throughput_parts.py`), timed right before and after each configuration: with n
+questions about an image, n * rival / (vision + prefix + n * question) for reuse=prefix. What the task does (decoding,
+perturbing) counts in both. Two sections put our models beside themselves: `inside` (reuse=prefix for methods inside the
+language model) and `quantized` (reuse for int8).
 
 Wall-clock time decides whether a target is reached, so the machine must be quiet; how quiet it was is recorded. All
 missed targets are listed at the end. The exit code is 1 if the interval of a ratio of a section that was run lies below
@@ -41,7 +41,7 @@ from throughput_own import inside, quantized  # noqa: E402
 from throughput_tables import EXACT, OWN, SECTIONS, missed, own_lines, parts_lines, report, workload_lines  # noqa: E402
 
 #: Of throughput.json; numbers in another format are forgotten.
-FORMAT = 3
+FORMAT = 4
 
 
 def measure(name: str, args: argparse.Namespace, found: dict[str, Any], folder: Path) -> None:

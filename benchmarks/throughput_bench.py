@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from lmms_eval.models import get_model
 from throughput_models import SPLIT, TASK, Documents, build
-from throughput_parts import Parts, Spent, timed, with_settings
+from throughput_parts import Parts, Spent, bare, needed, timed, with_settings
 from throughput_tables import RIVALS
 
 from lmms_eval_stability.cost import Geometry, prefill_cost
@@ -79,9 +80,45 @@ def answer(model: Any, documents: Documents, gen_kwargs: dict[str, Any]) -> tupl
 
 
 def parts_of(ours: Any, documents: Documents, tokens: int) -> Parts:
-    """Return the bare passes of a model on the first document."""
-    doc = documents[0]
+    """Return the bare passes of a model on the second document, whose question has the mean length."""
+    doc = documents[min(1, len(documents) - 1)]
     return Parts(ours, documents.messages(doc), doc["question"], tokens)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One run of a configuration, with the passes that it is made of right before and after it.
+
+    Attributes:
+        cost: of the run.
+        results: of the run.
+        passes: means of both times, by name.
+        bare: what a question costs at least.
+    """
+
+    cost: Spent
+    results: Any
+    passes: dict[str, Spent]
+    bare: Spent
+
+
+def beside_parts(
+    name: str,
+    run: Callable[[], tuple[Spent, Any]],
+    parts: Parts,
+    batches: tuple[int, int],
+    document: Spent,
+    questions: int,
+    method: Any = None,
+    shared: tuple[int, int] = (1, 1),
+) -> Beside:
+    """Run a configuration between two measurements of its passes; arguments as in ``throughput_parts``."""
+    names = needed(name, inside=shared[0] < shared[1])
+    before = parts.measure(names, batches, method)
+    cost, results = run()
+    after = parts.measure(names, batches, method)
+    passes = {one: (before[one] + after[one]) / 2 for one in names}
+    return Beside(cost, results, passes, bare(name, passes, document, questions, shared))
 
 
 def shown(documents: Documents, device: torch.device) -> Spent:
@@ -149,15 +186,23 @@ class Bench:
         for model in runs.values():
             answer(model, warm, self.gen_kwargs)
         spent: dict[str, list[Spent]] = {}
+        least: dict[str, list[Spent]] = {}
         answers: dict[str, list[str]] = {}
         prefills: dict[str, float] = {}
+        batches = (self.args.batches[0], min(self.args.batches[1], len(documents)))
         for number in range(self.args.rounds):
-            spent.setdefault("document", []).append(shown(documents, self.ours.device))
-            questions = min(self.args.batches[1], len(documents))
-            for name, one in parts.measure((self.args.batches[0], questions)).items():
-                spent.setdefault(name, []).append(one)
+            document = shown(documents, self.ours.device)
+            spent.setdefault("document", []).append(document)
             for name, model in in_turns(runs, number):
-                cost, results = answer(model, documents, self.gen_kwargs)
+                run = partial(answer, model, documents, self.gen_kwargs)
+                if name == "lmms-eval":
+                    cost, results = run()
+                else:
+                    one = beside_parts(name, run, parts, batches, document, workload.questions)
+                    cost, results = one.cost, one.results
+                    least.setdefault(name, []).append(one.bare)
+                    for part, its in one.passes.items():
+                        spent.setdefault(part, []).append(its)
                 spent.setdefault(name, []).append(cost / len(documents))
                 answers[name] = [one if isinstance(one, str) else one.text for one in results]
                 if name != "lmms-eval" and "prefix" not in name:
@@ -171,9 +216,10 @@ class Bench:
             "targets": workload.targets,
             "visual": parts.visual,
             "text": parts.length - parts.visual,
-            "question_batch": questions,
+            "question_batch": batches[1],
             "seconds": typical(spent),
             "rounds": by_round(spent, runs),
+            "bare": by_round(least, least),
             "differing": {name: differing(expected, answers[name]) for name in chosen},
             "differing_from_none": {name: differing(own, answers[name]) for name in chosen},
             "flops": {name: self._flops(parts, len(documents)) / seconds for name, seconds in prefills.items()},

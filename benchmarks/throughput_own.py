@@ -10,14 +10,25 @@ import argparse
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from throughput_bench import OURS, answer, by_round, differing, in_turns, load_ours, parts_of, shown, typical
+from throughput_bench import (
+    OURS,
+    answer,
+    beside_parts,
+    by_round,
+    differing,
+    in_turns,
+    load_ours,
+    parts_of,
+    shown,
+    typical,
+)
 from throughput_models import Documents, build
-from throughput_parts import Parts, Spent, with_settings
+from throughput_parts import Spent, with_settings
 
 from lmms_eval_stability.cost import Geometry, prefill_cost
 from lmms_eval_stability.model_wrappers.arguments import make_methods
@@ -76,16 +87,21 @@ class Own:
         for model in runs.values():
             answer(model, Documents(1, 2, perturbed=False), kwargs)
         spent: dict[str, list[Spent]] = {}
+        least: dict[str, list[Spent]] = {}
         answers: dict[str, list[str]] = {}
+        shared = (self.depth if method is None else method.first_drop(self.depth), self.depth)
         for number in range(self.args.rounds):
-            spent.setdefault("document", []).append(shown(self.documents, self.ours.device))
-            for part, one in self._parts(parts, method).items():
-                spent.setdefault(part, []).append(one)
+            document = shown(self.documents, self.ours.device)
+            spent.setdefault("document", []).append(document)
             for label, model in in_turns(runs, number):
-                cost, results = answer(model, self.documents, kwargs)
-                spent.setdefault(label, []).append(cost / len(self.documents))
-                answers[label] = [one.text for one in results]
-                counts = results[0].token_counts
+                run, n = partial(answer, model, self.documents, kwargs), len(self.documents)
+                one = beside_parts(label, run, parts, (self.rows, self.rows), document, n, method, shared)
+                least.setdefault(label, []).append(one.bare)
+                spent.setdefault(label, []).append(one.cost / n)
+                for part, its in one.passes.items():
+                    spent.setdefault(part, []).append(its)
+                answers[label] = [result.text for result in one.results]
+                counts = one.results[0].token_counts
         text = parts.length - parts.visual
         tokens = list(counts.visual_tokens)
         return {
@@ -95,20 +111,14 @@ class Own:
             "documents": len(self.documents),
             "layers": list(counts.visual_token_layers),
             "visual_tokens": tokens,
-            "shared_layers": [self.depth if method is None else method.first_drop(self.depth), self.depth],
+            "shared_layers": list(shared),
             "large": None if method is None else large_bound(method, tokens, text, len(self.documents)),
             "seconds": typical(spent),
             "rounds": by_round(spent, runs),
+            "bare": by_round(least, least),
             "differing": {label: differing(answers[self.reference], answers[label]) for label in runs},
             "distinct_answers": len(set(answers[self.reference])),
         }
-
-    def _parts(self, parts: Parts, method: InsideLLM | None) -> dict[str, Spent]:
-        """Return the bare passes; `rest_batch` is inside the method."""
-        if method is None:
-            return parts.measure((self.rows, self.rows), ("rest_batch", "vision", "prefix", "question_batch"))
-        found = parts.measure((self.rows, self.rows), ("vision", "prefix"))
-        return {"rest_batch": parts.inside(method, self.rows), **found}
 
 
 def large_bound(method: InsideLLM, visual_tokens: list[int], text: int, questions: int) -> tuple[int, float] | None:

@@ -6,9 +6,10 @@ import copy
 import functools
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,6 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lmms_eval_stability.model_wrappers.prefix_cache import Prefix, PrefixMemory
-
-#: See `Parts.measure`.
-PASSES = ("whole", "rest", "rest_batch", "vision", "prefix", "question", "question_batch")
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,14 @@ class Spent:
     wall: float
     user: float
 
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.wall + other.wall, self.user + other.user)
+
+    def __mul__(self, number: float) -> Spent:
+        return Spent(self.wall * number, self.user * number)
+
     def __truediv__(self, number: float) -> Spent:
-        return Spent(self.wall / number, self.user / number)
+        return self * (1 / number)
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> tuple[Spent, Any]:
@@ -72,43 +76,44 @@ class Parts:
         places = torch.isin(ids, torch.tensor(ours.family.placeholder_ids(self.model.config), device=self.device))
         self.visual, self.length = int(places.sum()), len(ids)
         self._end = int(places.nonzero()[-1]) + 1
+        self._memory = PrefixMemory()
         with torch.inference_mode():
             self._features = self._encode()
-            self._layers = self._prefill()
+            self._prefix = Prefix(ids[: self._end], self._prefill(), self._end)
 
-    def measure(self, batches: tuple[int, int], names: Sequence[str] = PASSES) -> dict[str, Spent]:
-        """Return the cost per row or image of some passes; ``batches``: rows of full prompts, and of questions.
+    def measure(self, names: Iterable[str], batches: tuple[int, int], method: Any = None) -> dict[str, Spent]:
+        """Return the cost per row or image of some passes.
 
-        ``whole``: vision tower, prompt and answer of one row; ``rest``: without the tower, alone and in a batch;
-        ``vision``; ``prefix``: the language model up to the image's end; ``question``: what follows it, and the answer.
+        ``whole``: vision tower, prompt and answer of one row; ``rest``: without the tower, alone and in a batch, inside
+        ``method``; ``vision``; ``prefix``: the language model up to the image's end; ``question_batch``: what follows
+        it, and the answer.
+
+        Args:
+            batches: rows of full prompts, and of questions.
         """
         rows, questions = batches
-        with torch.inference_mode():
-            passes = {
-                "whole": (self._generate, 1),
-                "rest": (lambda: self._generate_served(1), 1),
-                "rest_batch": (lambda: self._generate_served(rows), rows),
-                "vision": (self._encode, 1),
-                "prefix": (self._prefill, 1),
-            }
-            chosen = {name: one for name, one in passes.items() if name in names}
-            found = {name: timed(call, self.device)[0] / count for name, (call, count) in chosen.items()}
-            for name, count in (("question", 1), ("question_batch", questions)):
-                if name not in names:
-                    continue
-                cache = self._cache(count)
-                found[name] = timed(lambda cache=cache, count=count: self._answer(cache, count), self.device)[0] / count
+        passes: dict[str, tuple[Callable[[], Any], int]] = {
+            "whole": (self._generate, 1),
+            "rest": (lambda: self._generate_served(1), 1),
+            "rest_batch": (lambda: self._generate_served(rows), rows),
+            "vision": (self._encode, 1),
+            "prefix": (self._prefill, 1),
+        }
+        found = {}
+        for name in names:
+            with torch.inference_mode(), self._inside(method if name.startswith("rest") else None):
+                if name == "question_batch":
+                    cache = self._cache(questions)
+                    found[name] = timed(partial(self._answer, cache, questions), self.device)[0] / questions
+                else:
+                    call, count = passes[name]
+                    found[name] = timed(call, self.device)[0] / count
         return found
 
     def first_token(self, method: Any = None) -> Spent:
         """Return the cost of a bare ``generate`` of one token, vision tower included; with ``method``, inside it."""
         with torch.inference_mode(), self._inside(method):
             return timed(lambda: self._generate(1), self.device)[0]
-
-    def inside(self, method: Any, rows: int) -> Spent:
-        """Return the cost per row of prompts and answers in a batch, inside a method, without the vision tower."""
-        with torch.inference_mode(), self._inside(method):
-            return timed(lambda: self._generate_served(rows), self.device)[0] / rows
 
     def _inside(self, method: Any) -> AbstractContextManager[Any]:
         return nullcontext() if method is None else method.attach(self.model, self._family)
@@ -152,8 +157,7 @@ class Parts:
         return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
     def _cache(self, rows: int) -> DynamicCache:
-        prefix = Prefix(self.inputs["input_ids"][0, : self._end], self._layers, self._end)
-        return PrefixMemory().begin_with([prefix] * rows, self.length - self._end + self.tokens)
+        return self._memory.begin_with([self._prefix] * rows, self.length - self._end + self.tokens)
 
     def _answer(self, cache: DynamicCache, rows: int) -> None:
         """Read the question and generate, without anything around the passes."""
@@ -170,6 +174,38 @@ class Parts:
             )  # fmt: skip
             start += ids.shape[1]
             ids = made.logits[:, -1:].argmax(-1)
+
+
+def needed(name: str, *, inside: bool = False) -> tuple[str, ...]:
+    """Return the passes that a configuration (``vision, batch 8``) is made of; ``inside`` a method it shares less."""
+    reuse, single = name.split(",")[0], name.endswith("batch 1")
+    if reuse == "prefix":
+        return ("vision", "prefix", "rest_batch" if inside else "question_batch")
+    return ("whole",) if single and reuse == "none" else ("vision", "rest" if single else "rest_batch")
+
+
+def bare(
+    name: str, cost: Mapping[str, Spent], document: Spent, questions: int, shared: tuple[int, int] = (1, 1)
+) -> Spent:
+    """Return what a question costs at least, with so many about an image: what cannot be left out.
+
+    With a method inside the language model, what a question does on the image's tokens in the layers before the first
+    drop is done once; a layer takes its share of the prefix's time.
+
+    Args:
+        cost: of the passes that are ``needed``.
+        document: of showing one.
+        shared: layers that share the prefix, of how many.
+    """
+    reuse, single = name.split(",")[0], name.endswith("batch 1")
+    if reuse == "none":
+        return document + (cost["whole"] if single else cost["vision"] + cost["rest_batch"])
+    if reuse == "vision":
+        return document + cost["vision"] / questions + cost["rest" if single else "rest_batch"]
+    once = cost["vision"] + cost["prefix"] * (shared[0] / shared[1])
+    if shared[0] == shared[1]:
+        return document + once / questions + cost["question_batch"]
+    return document + once / questions + cost["rest_batch"] + cost["prefix"] * (-shared[0] / shared[1])
 
 
 def with_settings(ours: Any, reuse: str, rows: int, method: Any = None) -> Any:

@@ -30,10 +30,10 @@ def _reference(result: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as the rival, or as the model that it is compared with, a configuration is.
+    """A median over rounds, with its interval.
 
     Attributes:
-        value: median over the rounds, in each of which both were run, one soon after the other.
+        value: the median.
         low, high: ends of the sign test's interval of that median, 95 % or the next level above; with fewer than six
             rounds, which cannot give 95 %, the least and the greatest of them.
     """
@@ -43,32 +43,30 @@ class Ratio:
     high: float
 
     @classmethod
-    def of(cls, name: str, result: dict[str, Any], column: int) -> Ratio:
-        rounds = result["rounds"]
-        both = zip(rounds[_reference(result)], rounds[name], strict=True)
-        found = sorted(theirs[column] / ours[column] for theirs, ours in both)
+    def of(cls, above: Sequence[Sequence[float]], below: Sequence[Sequence[float]], column: int) -> Ratio:
+        """Return that of the ratios of times in the same rounds."""
+        found = sorted(one[column] / other[column] for one, other in zip(above, below, strict=True))
         cut = max(0, int(binom.ppf(0.025, len(found), 0.5)) - 1)  # values beyond either end
         return cls(statistics.median(found), found[cut], found[-1 - cut])
 
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def ratio(name: str, result: dict[str, Any], column: int) -> Ratio:
+    """How many times as fast as the rival, or as the model that it is compared with, a configuration is."""
+    rounds = result["rounds"]
+    return Ratio.of(rounds[_reference(result)], rounds[name], column)
+
 
 def limit(name: str, result: dict[str, Any], column: int) -> float:
-    """The greatest ratio that a configuration could reach: the rival over what cannot be left out.
+    """The greatest ratio that a configuration could reach: the rival over what cannot be left out."""
+    return Ratio.of(result["rounds"][_reference(result)], result["bare"][name], column).value
 
-    With a method inside the language model (``shared_layers``: how many of how many), what a question does in these
-    layers on the image's tokens is done once; a layer takes its share of the prefix's time.
-    """
-    cost = {part: both[column] for part, both in result["seconds"].items()}
-    n, (shared, depth) = result["n"], result.get("shared_layers", (1, 1))
-    reuse, single = name.split(",")[0], name.endswith("batch 1")
-    each, once = cost.get("whole", 0.0), 0.0
-    if reuse == "vision":
-        each, once = cost["rest" if single else "rest_batch"], cost["vision"]
-    if reuse == "prefix" and shared == depth:
-        each, once = cost["question_batch"], cost["vision"] + cost["prefix"]
-    if reuse == "prefix" and shared < depth:
-        layers = cost["prefix"] * shared / depth
-        each, once = cost["rest_batch"] - layers, cost["vision"] + layers
-    return float(n * cost[_reference(result)] / (once + n * (cost["document"] + each)))
+
+def share(name: str, result: dict[str, Any], column: int) -> Ratio:
+    """How much of that is reached: what cannot be left out, over what the configuration took around it."""
+    return Ratio.of(result["bare"][name], result["rounds"][name], column)
 
 
 @dataclass(frozen=True)
@@ -117,13 +115,13 @@ def _missed(section: str, one: dict[str, Any]) -> Iterator[Missed]:
             if name == result.get("reference"):
                 continue
             where, others = f"{result['workload']}, {name}", result["quiet"]["others"]
-            wall, user = (Ratio.of(name, result, column) for column in (WALL, PROCESSOR))
+            wall, user = (ratio(name, result, column) for column in (WALL, PROCESSOR))
             target = result.get("targets", {}).get(name)
             if target is not None and wall.high < target:
                 yield Missed(section, where, "ratio", target, wall.value, user.value, others)
-            most, most_user = (limit(name, result, column) for column in (WALL, PROCESSOR))
-            if wall.high / most < SHARE:
-                yield Missed(section, where, "share", SHARE, wall.value / most, user.value / most_user, others)
+            wall, user = (share(name, result, column) for column in (WALL, PROCESSOR))
+            if wall.high < SHARE:
+                yield Missed(section, where, "share", SHARE, wall.value, user.value, others)
 
 
 def missed_lines(found: dict[str, Any]) -> list[str]:
@@ -140,11 +138,12 @@ def missed_lines(found: dict[str, Any]) -> list[str]:
 
 def _ratios(name: str, result: dict[str, Any]) -> str:
     """Three cells: ratio, limit and share of wall-clock time, and one of processor time."""
-    wall, user = (Ratio.of(name, result, column) for column in (WALL, PROCESSOR))
+    wall, user = (ratio(name, result, column) for column in (WALL, PROCESSOR))
     most, most_user = (limit(name, result, column) for column in (WALL, PROCESSOR))
+    of_it, of_it_user = (share(name, result, column) for column in (WALL, PROCESSOR))
     return (
-        f"{wall.value:.2f} [{wall.low:.2f}, {wall.high:.2f}] | {most:.2f} | {100 * wall.value / most:.0f} % |"
-        f" {user.value:.2f}, {most_user:.2f}, {100 * user.value / most_user:.0f} %"
+        f"{wall} | {most:.2f} | {100 * of_it.value:.0f} [{100 * of_it.low:.0f}, {100 * of_it.high:.0f}] % |"
+        f" {user.value:.2f}, {most_user:.2f}, {100 * of_it_user.value:.0f} %"
     )
 
 
@@ -177,7 +176,7 @@ def _rate(flops: float | None, peak: float | None) -> str:
 
 def parts_lines(results: Sequence[dict[str, Any]]) -> list[str]:
     """The times of the bare passes."""
-    known = ("document", "whole", "rest", "rest_batch", "vision", "prefix", "question", "question_batch")
+    known = ("document", "whole", "rest", "rest_batch", "vision", "prefix", "question_batch")
     names = [name for name in known if any(name in result["seconds"] for result in results)]
     lines = [f"| ms, wall and processor | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
     for result in results:
@@ -233,9 +232,10 @@ def _introduction(args: argparse.Namespace) -> str:
         f" its rival always loads), random weights, {args.tokens} generated tokens, images of 640 x 480 pixels as JPEG,"
         " medians over rounds, in each of which everything is run in turn. *Ratio*: of times, the rival's over ours, in"
         " the same round; in brackets, the sign test's interval of the median, 95 % or more (of fewer than six rounds,"
-        " the least and the greatest). *Limit*: that"
-        " if only the bare passes of the model and the reading of documents took time; *share*: how much of it is"
-        " reached. Parts are per question or image: `whole` a bare `generate`, `rest` the same without the vision"
+        " the least and the greatest). *Limit*: that if only the bare passes of the model and the reading of documents"
+        " took time; *share*: that least time over ours. The passes that a configuration is made of are timed right"
+        " before and after it in every round. They are per question or image: `whole` a bare `generate`, `rest` the"
+        " same without the vision"
         f" tower, `_batch` in batches of {small} (rest) and up to {large} (question). Perturbed images: one of the"
         " paper's 96 levels each, the same for all questions about an image."
     )

@@ -39,7 +39,7 @@ def test_answers_are_llava_hfs_and_every_ratio_has_its_limit(output: Path) -> No
         assert one["differing"]["none, batch 1"] == one["differing"]["vision, batch 1"] == 0
         assert one["distinct_answers"] > 1  # or equal answers would say nothing
         assert set(one["seconds"]) == {
-            "lmms-eval", *one["differing"], "document", "whole", "rest", "rest_batch", "vision", "prefix", "question",
+            "lmms-eval", *one["differing"], "document", "whole", "rest", "rest_batch", "vision", "prefix",
             "question_batch",
         }  # fmt: skip
         assert min(wall for wall, _ in one["seconds"].values()) > 0
@@ -81,29 +81,34 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
     return throughput_tables
 
 
-SECONDS = {"lmms-eval": [600, 700], "document": [5, 5], "whole": [550, 550], "rest": [430, 430],
-           "rest_batch": [400, 400], "vision": [120, 120], "prefix": [390, 390], "question": [90, 90],
-           "question_batch": [45, 45]}  # fmt: skip
+def test_what_cannot_be_left_out_is_computed_from_the_passes(tables: Any) -> None:
+    from throughput_parts import Spent, bare, needed  # type: ignore[import-not-found]
 
+    walls = {"whole": 550, "rest": 430, "rest_batch": 400, "vision": 120, "prefix": 390, "question_batch": 45}
+    cost = {name: Spent(float(wall), 2.0 * wall) for name, wall in walls.items()}
 
-def test_the_limit_is_computed_from_the_parts(tables: Any) -> None:
-    result = {"n": 32, "seconds": SECONDS}
-    assert tables.limit("none, batch 1", result, 0) == pytest.approx(600 / 555)
-    assert tables.limit("vision, batch 1", result, 0) == pytest.approx(32 * 600 / (120 + 32 * 435))
-    assert tables.limit("vision, batch 8", result, 0) == pytest.approx(32 * 600 / (120 + 32 * 405))
-    assert tables.limit("prefix, batch 16", result, 0) == pytest.approx(32 * 600 / (120 + 390 + 32 * 50))
-    inside = {**result, "reference": "vision, batch 8", "shared_layers": [3, 12]}
-    inside["seconds"] = {**SECONDS, "vision, batch 8": [410, 410]}
-    shared = 390 * 3 / 12
-    assert tables.limit("prefix, batch 8", inside, 0) == pytest.approx(32 * 410 / (120 + shared + 32 * (405 - shared)))
+    def least(name: str, shared: tuple[int, int] = (1, 1)) -> float:
+        names = needed(name, inside=shared[0] < shared[1])
+        found = bare(name, {one: cost[one] for one in names}, Spent(5.0, 10.0), 32, shared)
+        assert found.user == pytest.approx(2 * found.wall)
+        return float(found.wall)
+
+    assert least("none, batch 1") == pytest.approx(555)
+    assert least("none, batch 8") == pytest.approx(5 + 120 + 400)
+    assert least("vision, batch 1") == pytest.approx(120 / 32 + 435)
+    assert least("vision, batch 8") == pytest.approx(120 / 32 + 405)
+    assert least("prefix, batch 16") == pytest.approx((120 + 390) / 32 + 50)
+    inside = 390 * 3 / 12
+    assert least("prefix, batch 8", (3, 12)) == pytest.approx((120 + inside) / 32 + 405 - inside)
 
 
 def test_missed_targets_are_named_and_lower_ratios_fail(tables: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import throughput  # type: ignore[import-not-found]
 
     rounds = {"lmms-eval": [[600, 700]], "vision, batch 1": [[500, 500]], "prefix, batch 16": [[100, 100]]}
+    least = {"vision, batch 1": [[480, 480]], "prefix, batch 16": [[95, 95]]}
     result = {
-        "workload": "5 per image", "n": 5, "seconds": SECONDS, "rounds": rounds,
+        "workload": "5 per image", "n": 5, "rounds": rounds, "bare": least,
         "quiet": {"start": 0.1, "end": 0.2, "others": 0.07},
         "targets": {"vision, batch 1": 1.3, "prefix, batch 16": 5.0},
         "differing": {"vision, batch 1": 0, "prefix, batch 16": 1},
@@ -128,17 +133,19 @@ def test_missed_targets_are_named_and_lower_ratios_fail(tables: Any, monkeypatch
 def test_a_ratio_is_the_median_over_rounds_with_the_sign_tests_interval(tables: Any) -> None:
     ours = [[100.0, 1.0]] * 9
     theirs = [[100.0 * one, 2.0] for one in (9, 1, 5, 3, 7, 2, 8, 4, 6)]
-    result = {"rounds": {"lmms-eval": theirs, "vision, batch 1": ours}}
-    assert tables.Ratio.of("vision, batch 1", result, 0) == tables.Ratio(5, 2, 8)  # 96.1 %: 1 - 2 * 10 / 512
-    assert tables.Ratio.of("vision, batch 1", result, 1) == tables.Ratio(2, 2, 2)
+    result = {"rounds": {"lmms-eval": theirs, "vision, batch 1": ours}, "bare": {"vision, batch 1": [[80, 1]] * 9}}
+    assert tables.ratio("vision, batch 1", result, 0) == tables.Ratio(5, 2, 8)  # 96.1 %: 1 - 2 * 10 / 512
+    assert tables.ratio("vision, batch 1", result, 1) == tables.Ratio(2, 2, 2)
+    assert tables.limit("vision, batch 1", result, 0) == pytest.approx(500 / 80)
+    assert tables.share("vision, batch 1", result, 0) == tables.Ratio(0.8, 0.8, 0.8)
     result["rounds"] = {name: some[:4] for name, some in result["rounds"].items()}
-    assert tables.Ratio.of("vision, batch 1", result, 0) == tables.Ratio(4, 1, 9)  # too few: all of them
+    assert tables.ratio("vision, batch 1", result, 0) == tables.Ratio(4, 1, 9)  # too few: all of them
 
 
 def test_a_target_inside_the_interval_is_not_missed(tables: Any) -> None:
     rounds = {"lmms-eval": [[90, 90], [99, 99], [101, 101]], "vision, batch 1": [[100, 100]] * 3}
     result = {
-        "workload": "1 per image", "n": 1, "seconds": SECONDS, "rounds": rounds, "targets": {"vision, batch 1": 1.0},
+        "workload": "1 per image", "n": 1, "rounds": rounds, "bare": rounds, "targets": {"vision, batch 1": 1.0},
         "quiet": {"start": 0.1, "end": 0.2, "others": 0.0}, "differing": {"vision, batch 1": 0},
     }  # fmt: skip
     found = {"llava": {"results": {"1 per image": result}}}
