@@ -58,7 +58,7 @@ def workloads(kind: str, configurations: Sequence[str], *, quick: bool) -> list[
         Workload("1 per image", 8 if kind == "llava" else 4, 1, False, single),
         Workload("5 per image", 3 if kind == "llava" else 2, 5, False, five),
         # those that answer one by one would take most of the time, and have nothing more to show
-        Workload("32 per image", 1, 32, False, {prefix: 8.0}, only=(batch, prefix)),
+        Workload("32 per image", 2, 32, False, {prefix: 8.0}, only=(batch, prefix)),
         Workload("5 per image, perturbed", 3 if kind == "llava" else 1, 5, True, five),
     ]
     if kind == "llava":

@@ -39,6 +39,7 @@ class Read(Generic[R]):
         prints: digests of prompt, answer to score and images.
         answer: the text to score; empty where an answer is generated.
         visual_tokens: about how many the images make.
+        text_tokens: of prompt and answer.
         error: why the document cannot be read.
     """
 
@@ -47,12 +48,13 @@ class Read(Generic[R]):
     prints: Fingerprints = _NO_PRINTS
     answer: str = ""
     visual_tokens: int = 0
+    text_tokens: int = 0
     error: Exception | None = None
 
     @property
     def length(self) -> int:
-        """About how many tokens the prompt has."""
-        return self.visual_tokens + (len(self.prompt.text) + len(self.answer)) // 4
+        """About how many tokens the prompt has; among questions about one image, exactly how many more or fewer."""
+        return self.visual_tokens + self.text_tokens
 
 
 def windows(

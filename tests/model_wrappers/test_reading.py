@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from lmms_eval_stability.model_wrappers.measurements import fingerprints
 from lmms_eval_stability.model_wrappers.reading import Read, batches, in_order, windows
 from lmms_eval_stability.model_wrappers.requests import Question
 from lmms_eval_stability.model_wrappers.vision_reuse import Features
-from tests.model_wrappers.documents import draw
+from tests.model_wrappers.documents import chat_requests, draw, give_documents
+from tests.model_wrappers.test_wrapper import BASELINES, make, run
 
 
 def requests(n: int) -> list[Question]:
@@ -30,7 +32,7 @@ def read(request: Question) -> Read[Question]:
         raise OSError("truncated file")
     images: tuple[Image.Image, ...] = (draw(request.index % 4, (20, 10)),)
     prompt = Prompt("word" * request.index, () if request.index == 7 else images)
-    return Read(request, prompt, fingerprints(prompt), visual_tokens=10)
+    return Read(request, prompt, fingerprints(prompt), visual_tokens=10, text_tokens=request.index)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -117,3 +119,19 @@ def test_memory_forgets_what_was_not_used_for_longest() -> None:
 
 def test_a_view_counts_as_what_it_keeps_alive() -> None:
     assert Features(torch.zeros(10, 4)[:1]).nbytes == 160
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
+def test_rows_of_a_batch_are_as_near_in_tokens_as_can_be(kind: str, tiny_folder: Callable[[str], str]) -> None:
+    """Texts of equally many characters differ in tokens; padding makes attention slower."""
+    docs = [
+        {"id": i, "images": [draw(1, (56, 56))], "question": text}
+        for i, text in enumerate(["dog dog dog dog", "zzzzzzzzzzzzzzz", "red red red red", "qqqqqqqqqqqqqqq"] * 2)
+    ]
+    model = make(BASELINES, kind, tiny_folder(kind), batch_size=4)
+    real = [result.token_counts.input_tokens for result in run(model, docs)]
+    give_documents(model, docs)
+    window = [model._read(Question.read(i, request)) for i, request in enumerate(chat_requests(docs))]
+    found = [[real[one.request.index] for one in batch] for batch in model._batches(window)]
+    assert [len(set(batch)) for batch in found] == [1, 1]
+    assert len(set(real)) == 2
