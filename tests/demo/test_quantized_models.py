@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import click
 import pytest
@@ -14,6 +11,7 @@ import pytest
 from lmms_eval_stability.commands import demo as command
 from lmms_eval_stability.demo import MODEL_DIR, SHORT_NAMES, model_path
 from lmms_eval_stability.study import demo_config, load_study
+from tests.integration.running import Output, run_lmms_eval
 
 QUANTIZED = [name for name in SHORT_NAMES if name != "demo"]
 
@@ -42,16 +40,22 @@ def test_each_was_made_of_the_shipped_model_on_other_documents(name: str) -> Non
     assert model_path(name).joinpath("model.safetensors").stat().st_size < 2.5e6
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Output]:
+    """One run of lmms-eval for each, all in one process, which starts once."""
+    folder = tmp_path_factory.mktemp("quantized")
+    common = ["--tasks", "shapes_vqa", "--limit", "60", "--batch_size", "20"]
+    commands = {
+        name: ["--model", f"llava_{scheme_of(name)}", "--model_args", f"pretrained={name}", *common]
+        for name in QUANTIZED
+    }
+    return run_lmms_eval(commands, folder / "hub", folder / "runs")
+
+
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_each_answers_as_well_as_the_model(name: str, tmp_path: Path) -> None:
-    arguments = ["--model", f"llava_{scheme_of(name)}", "--model_args", f"pretrained={name}", "--tasks", "shapes_vqa"]
-    arguments += ["--limit", "60", "--batch_size", "20", "--log_samples", "--output_path", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-m", "lmms_eval", *arguments], capture_output=True, text=True, check=False)
-    (results,) = tmp_path.glob("*/*_results.json")
-    score = json.loads(results.read_text())["results"]["shapes_vqa"]["exact_match,none"]
-    assert score >= 0.9, done.stderr[-2000:]
-    (samples,) = tmp_path.glob("*/*_samples_shapes_vqa.jsonl")
-    record = json.loads(samples.read_text().splitlines()[0])
+def test_each_answers_as_well_as_the_model(name: str, runs: dict[str, Output]) -> None:
+    assert runs[name].results["shapes_vqa"]["exact_match,none"] >= 0.9
+    record = next(iter(runs[name].lines("shapes_vqa").values()))
     assert f"{scheme_of(name).upper()} W{bits_of(name)}A16, groups of 32, symmetric" in json.dumps(record)
     assert "compressed-tensors" in json.dumps(record)
 

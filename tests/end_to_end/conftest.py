@@ -1,4 +1,4 @@
-"""Real lmms-eval processes on the embedded model, each run once per test session."""
+"""Real lmms-eval processes on the embedded model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.running import run_lmms_eval as run_in_one_process
+
 LIMIT = 60
+BASELINE = ("llava_baseline", "pretrained=demo")
+FASTV = ("llava_fastv", "pretrained=demo,k=3,r=0.75")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,6 @@ class FinishedRun:
     folder: Path
     lines: dict[int, dict[str, Any]]
     results: dict[str, Any]
-    output: str
 
 
 def run_lmms_eval(folder: Path, *arguments: str, launcher: tuple[str, ...] = ("-m",), **env: str) -> FinishedRun:
@@ -31,25 +33,30 @@ def run_lmms_eval(folder: Path, *arguments: str, launcher: tuple[str, ...] = ("-
     command += ["--log_samples", "--output_path", str(folder)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", **env}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    output = done.stdout + done.stderr
+    return read_run(folder, done.stdout + done.stderr)
+
+
+def read_run(folder: Path, output: str = "") -> FinishedRun:
     logs = list(folder.glob("*/*_samples_shapes_vqa.jsonl"))
     assert len(logs) == 1, output[-4000:]
     lines = [json.loads(line) for line in logs[0].read_text(encoding="utf-8").splitlines()]
     results = json.loads(next(folder.glob("*/*_results.json")).read_text(encoding="utf-8"))
     by_document = {line["doc_id"]: line for line in lines}
     assert len(by_document) == len(lines) == LIMIT
-    return FinishedRun(folder, by_document, results, output)
+    return FinishedRun(folder, by_document, results)
 
 
-@pytest.fixture(scope="session")
-def run_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., FinishedRun]:
-    """Return a function (model, model_args) -> finished run; equal runs are made once."""
-    finished: dict[tuple[str, str], FinishedRun] = {}
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[FinishedRun, FinishedRun]:
+    """The baseline and FastV, one after the other in one process, which starts once.
 
-    def run(model: str, model_args: str) -> FinishedRun:
-        if (model, model_args) not in finished:
-            folder = tmp_path_factory.mktemp(model)
-            finished[model, model_args] = run_lmms_eval(folder, "--model", model, "--model_args", model_args)
-        return finished[model, model_args]
-
-    return run
+    Each has a process of its own elsewhere: FastV on two ranks, which answer the same, the baseline on perturbed tasks.
+    """
+    folder = tmp_path_factory.mktemp("pair")
+    commands = {
+        model: ["--model", model, "--model_args", model_args, "--tasks", "shapes_vqa", "--limit", str(LIMIT)]
+        for model, model_args in (BASELINE, FASTV)
+    }
+    outputs = run_in_one_process(commands, folder / "hub", folder, ACCELERATE_USE_CPU="1")
+    base, fastv = (read_run(output.folder) for output in outputs.values())
+    return base, fastv

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from lmms_eval_stability.plugin import task_dir
+from tests.integration.running import Output, run_lmms_eval
 
 LIMIT = 40
 TASK = """
@@ -45,33 +45,42 @@ class ScoredRun:
     output: str
 
 
+BASELINE = ("llava_baseline", "pretrained=demo,batch_size=4")
+FASTV = ("llava_fastv", "pretrained=demo,batch_size=4,k=1,r=0.9")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Finished runs: all but the last were made one after the other in one process, which starts once."""
+
+    baseline: ScoredRun
+    fastv: ScoredRun
+    filling: ScoredRun
+    again: ScoredRun
+
+
+def read_run(output: Output) -> ScoredRun:
+    lines = output.lines("shapes_choice")
+    assert len(lines) == LIMIT
+    return ScoredRun(output.folder, lines, output.results["shapes_choice"]["acc,none"], output.printed)
+
+
 @pytest.fixture(scope="module")
-def score(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ScoredRun]:
-    """Return a function (model, model_args, more arguments) -> finished run; equal runs are made once."""
-    tasks = tmp_path_factory.mktemp("tasks")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    """The baseline, FastV, and FastV with lmms-eval's cache of answers: empty, and then in a process of its own."""
+    tasks, folder = tmp_path_factory.mktemp("tasks"), tmp_path_factory.mktemp("runs")
     (tasks / "shapes_choice.yaml").write_text(TASK.format(data=task_dir() / "shapes_vqa" / "shapes_vqa.parquet"))
     (tasks / "utils.py").write_text(UTILS)
-    finished: dict[tuple[str, ...], ScoredRun] = {}
-
-    def run(model: str, model_args: str, *more: str, again: bool = False) -> ScoredRun:
-        key = (model, model_args, *more)
-        if key not in finished or again:
-            folder = tmp_path_factory.mktemp(model)
-            command = [sys.executable, "-m", "lmms_eval", "--model", model, "--model_args", model_args]
-            command += ["--tasks", "shapes_choice", "--include_path", str(tasks), "--limit", str(LIMIT)]
-            command += ["--log_samples", "--output_path", str(folder), *more]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-            output = done.stdout + done.stderr
-            logs = list(folder.glob("*/*_samples_shapes_choice.jsonl"))
-            assert len(logs) == 1, output[-4000:]
-            lines = [json.loads(line) for line in logs[0].read_text(encoding="utf-8").splitlines()]
-            results = json.loads(next(folder.glob("*/*_results.json")).read_text(encoding="utf-8"))
-            accuracy = results["results"]["shapes_choice"]["acc,none"]
-            finished[key] = ScoredRun(folder, {line["doc_id"]: line for line in lines}, accuracy, output)
-            assert len(finished[key].lines) == len(lines) == LIMIT
-        return finished[key]
-
-    return run
+    cached = ("--use_cache", str(folder / "cache"))
+    models = {"baseline": BASELINE, "fastv": FASTV, "filling": (*FASTV, *cached), "again": (*FASTV, *cached)}
+    task = ("--tasks", "shapes_choice", "--include_path", str(tasks), "--limit", str(LIMIT))
+    commands = {
+        name: ["--model", model, "--model_args", model_args, *more, *task]
+        for name, (model, model_args, *more) in models.items()
+    }
+    last = {"again": commands.pop("again")}
+    outputs = run_lmms_eval(commands, folder / "hub", folder) | run_lmms_eval(last, folder / "hub", folder)
+    return Scored(**{name: read_run(output) for name, output in outputs.items()})
 
 
 def choice(line: dict[str, Any]) -> str:
@@ -79,15 +88,9 @@ def choice(line: dict[str, Any]) -> str:
     return ("yes", "no")[losses.index(min(losses))]
 
 
-BASELINE = ("llava_baseline", "pretrained=demo,batch_size=4")
-FASTV = ("llava_fastv", "pretrained=demo,batch_size=4,k=1,r=0.9")
-
-
-@pytest.mark.parametrize(("model", "tokens"), [(BASELINE, [144]), (FASTV, [144, 14])])
-def test_losses_and_accuracy_come_out(
-    model: tuple[str, str], tokens: list[int], score: Callable[..., ScoredRun]
-) -> None:
-    run = score(*model)
+@pytest.mark.parametrize(("model", "tokens"), [("baseline", [144]), ("fastv", [144, 14])])
+def test_losses_and_accuracy_come_out(model: str, tokens: list[int], scored: Scored) -> None:
+    run: ScoredRun = getattr(scored, model)
     right = 0
     for line in run.lines.values():
         assert line["acc"] == float(choice(line) == line["target"])
@@ -101,12 +104,12 @@ def test_losses_and_accuracy_come_out(
             assert is_greedy == str(float(loss) == pytest.approx(-logprob, abs=1e-6)), (top, text)
         assert line["token_counts"][0]["first_token_logprobs"] == line["token_counts"][1]["first_token_logprobs"]
     assert run.accuracy == pytest.approx(right / LIMIT)
-    assert model != BASELINE or run.accuracy > 0.7  # the model is really trained
+    assert model != "baseline" or run.accuracy > 0.7  # the model is really trained
     assert sum("run" in line["token_counts"][0] for line in run.lines.values()) == 1
 
 
-def test_compare_reads_the_choices(score: Callable[..., ScoredRun]) -> None:
-    base, fastv = score(*BASELINE), score(*FASTV)
+def test_compare_reads_the_choices(scored: Scored) -> None:
+    base, fastv = scored.baseline, scored.fastv
     command = [sys.executable, "-m", "lmms_eval_stability.cli", "compare", str(base.folder), str(fastv.folder)]
     done = subprocess.run([*command, "-o", str(fastv.folder)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -119,12 +122,10 @@ def test_compare_reads_the_choices(score: Callable[..., ScoredRun]) -> None:
     assert differs  # dropping nine of ten tokens tells
 
 
-def test_scores_come_back_from_lmms_evals_cache(score: Callable[..., ScoredRun], tmp_path: Path) -> None:
-    cache = ("--use_cache", str(tmp_path))
-    first = score(*FASTV, *cache)
-    second = score(*FASTV, *cache, again=True)
+def test_scores_come_back_from_lmms_evals_cache(scored: Scored) -> None:
+    first, second = scored.filling, scored.again
     assert f"{2 * LIMIT}/{2 * LIMIT} cache hits" in second.output
-    assert second.accuracy == first.accuracy == score(*FASTV).accuracy
+    assert second.accuracy == first.accuracy == scored.fastv.accuracy
     for i, line in second.lines.items():
         assert line["filtered_resps"] == first.lines[i]["filtered_resps"]
         assert line["token_counts"] == [None, None]
