@@ -56,7 +56,7 @@ def workloads(kind: str, configurations: Sequence[str], *, quick: bool) -> list[
         return [Workload("5 per image", 2, 5, False, {}), Workload("2 per image, perturbed", 2, 2, True, {})]
     chosen = [
         Workload("1 per image", 8 if kind == "llava" else 4, 1, False, single),
-        Workload("5 per image", 3 if kind == "llava" else 2, 5, False, five),
+        Workload("5 per image", 3, 5, False, five),
         # those that answer one by one would take most of the time, and have nothing more to show
         Workload("32 per image", 2, 32, False, {prefix: 8.0}, only=(batch, prefix)),
         Workload("5 per image, perturbed", 3 if kind == "llava" else 1, 5, True, five),
@@ -189,7 +189,8 @@ class Bench:
         least: dict[str, list[Spent]] = {}
         answers: dict[str, list[str]] = {}
         prefills: dict[str, float] = {}
-        batches = (self.args.batches[0], min(self.args.batches[1], len(documents)))
+        full, large = (min(rows, len(documents)) for rows in self.args.batches)
+        batches = full, large
         for number in range(self.args.rounds):
             document = shown(documents, self.ours.device)
             spent.setdefault("document", []).append(document)
@@ -216,7 +217,7 @@ class Bench:
             "targets": workload.targets,
             "visual": parts.visual,
             "text": parts.length - parts.visual,
-            "question_batch": batches[1],
+            "question_batch": large,
             "seconds": typical(spent),
             "rounds": by_round(spent, runs),
             "bare": by_round(least, least),

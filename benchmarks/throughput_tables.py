@@ -236,7 +236,7 @@ def _introduction(args: argparse.Namespace) -> str:
         " took time; *share*: that least time over ours. The passes that a configuration is made of are timed right"
         " before and after it in every round. They are per question or image: `whole` a bare `generate`, `rest` the"
         " same without the vision"
-        f" tower, `_batch` in batches of {small} (rest) and up to {large} (question). Perturbed images: one of the"
+        f" tower, `_batch` in batches of up to {small} (rest) and {large} (question). Perturbed images: one of the"
         " paper's 96 levels each, the same for all questions about an image."
     )
 
