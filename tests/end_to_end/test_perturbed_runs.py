@@ -14,6 +14,8 @@ from click.testing import CliRunner
 
 from lmms_eval_stability.cli import main
 
+pytestmark = pytest.mark.any_transformers
+
 LIMIT = 24
 TASKS = ("shapes_vqa", "shapes_vqa_image_perturbed", "shapes_vqa_text_perturbed")
 Logs = dict[str, dict[int, dict[str, Any]]]

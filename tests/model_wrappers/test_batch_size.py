@@ -14,6 +14,8 @@ from lmms_eval_stability.model_wrappers.batch_size import BatchSize, is_out_of_m
 from tests.model_wrappers.documents import documents
 from tests.model_wrappers.test_wrapper import BASELINES, make, run, texts
 
+pytestmark = pytest.mark.any_transformers
+
 TinyFolder = Callable[[str], str]
 #: What torch and what other libraries raise.
 FULL = (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), RuntimeError("CUDA error: out of memory"))

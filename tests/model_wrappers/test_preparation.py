@@ -14,6 +14,8 @@ from lmms_eval_stability.model_wrappers.models import LlavaFastv, Qwen25VlBaseli
 from lmms_eval_stability.model_wrappers.preparation import Ahead
 from tests.model_wrappers.documents import SPLIT, TASK, chat_requests, documents
 
+pytestmark = pytest.mark.any_transformers
+
 
 def names() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("prepare")]

@@ -18,6 +18,8 @@ from lmms_eval_stability.model_wrappers.models import LlavaFastv
 from lmms_eval_stability.model_wrappers.scoring import Likelihood
 from tests.model_wrappers.documents import draw
 
+pytestmark = pytest.mark.any_transformers
+
 TinyFolder = Callable[[str], str]
 CHOICES = ["yes", "no", "a dog"]
 

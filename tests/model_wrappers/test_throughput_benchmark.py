@@ -13,6 +13,8 @@ import pytest
 
 from lmms_eval_stability.cost import Geometry
 
+pytestmark = pytest.mark.any_transformers
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 INSIDE = {"fastv", "pyramiddrop", "sparsevlm", "lvpruning", "random_inside"}
 

@@ -14,6 +14,8 @@ import pytest
 from tests.golden_cases import FOLDER_VARIABLE, OWN_FOLDER, SUBFOLDERS, golden_files, golden_folder
 from tests.model_wrappers.token_reduction.golden_runners import RUNNERS, run_file
 
+pytestmark = pytest.mark.any_transformers
+
 FILES = golden_files("token_reduction")
 OWN_FILES = sorted((OWN_FOLDER / "token_reduction").glob("*.npz"))
 

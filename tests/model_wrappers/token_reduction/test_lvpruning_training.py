@@ -40,6 +40,8 @@ from tests.model_wrappers.token_reduction.conftest import Tiny
 from tests.model_wrappers.token_reduction.lvpruning_untrained import draw
 from tests.tiny_models import picture
 
+pytestmark = pytest.mark.any_transformers
+
 SETTINGS = TrainingSettings(layers=(2, 4), keep=(0.5, 0.25), steps=6, batch_size=4, learning_rate=1e-2)
 QUESTIONS = ("What color is the car?", "Is there a dog in the picture?", "How many people are there on the street?")
 ANSWERS = ("red", "no", "you are right", "green")

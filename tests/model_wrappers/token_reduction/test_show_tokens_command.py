@@ -23,6 +23,8 @@ from lmms_eval_stability.model_wrappers.registry import METHODS
 from lmms_eval_stability.report.token_picture import Panel, draw_tokens, save_tokens, shade
 from tests.tiny_models import build_tiny, picture
 
+pytestmark = pytest.mark.any_transformers
+
 DOCS = Path(__file__).parents[3] / "docs"
 SCENE = DOCS / "images" / "scene.png"
 QUESTION = "How many objects are there?"
