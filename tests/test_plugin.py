@@ -65,7 +65,7 @@ def test_prompts_and_generation_arguments_do_not_depend_on_our_model_names(tmp_p
     code = (
         "import lmms_eval.models; from lmms_eval.tasks import TaskManager\n"
         "for name in ('llava_hf', 'llava_baseline', 'llava-fastv', 'some_other_model'):\n"
-        f"    manager = TaskManager(include_path={str(tmp_path)!r}, model_name=name)\n"
+        f"    manager = TaskManager(include_path={str(tmp_path)!r}, include_defaults=False, model_name=name)\n"
         "    task = manager.load_task_or_group(['asks_by_model'])['asks_by_model']\n"
         "    text = task.doc_to_text(task.test_docs()[0])\n"
         "    print('RESULT', text.rpartition('(')[2], task.config.generation_kwargs['max_new_tokens'])"

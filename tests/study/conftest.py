@@ -55,8 +55,7 @@ def results_json(tasks: dict[str, list[Row]], model: str, model_args: str, **mor
 WriteRun = Callable[..., Path]
 
 
-@pytest.fixture
-def write_run(tmp_path: Path) -> WriteRun:
+def run_writer(parent: Path) -> WriteRun:
     """write_run(name, {task: rows}, model=, args=, stamp=, results=, home=) -> the folder to give to `compare`."""
 
     def write(
@@ -70,16 +69,21 @@ def write_run(tmp_path: Path) -> WriteRun:
         home: str = "demo",
         **more: Any,
     ) -> Path:
-        folder = tmp_path / name / home
+        folder = parent / name / home
         folder.mkdir(parents=True, exist_ok=True)
         for task, rows in tasks.items():
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (folder / f"{stamp}_samples_{task}.jsonl").write_text(lines, encoding="utf-8")
         document = results_json(tasks, model, args, **more) if results is None else results
         (folder / f"{stamp}_results.json").write_text(json.dumps(document), encoding="utf-8")
-        return tmp_path / name
+        return parent / name
 
     return write
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> WriteRun:
+    return run_writer(tmp_path)
 
 
 BASE = samples("red blue two yes no", [1.0, 1.0, 0.0, 1.0, 0.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lmms_eval_stability.gate import METRICS
 from lmms_eval_stability.gate_report import SCHEMA_VERSION
 from lmms_eval_stability.report import machine
 
-from .conftest import WriteRun, sample
+from .conftest import run_writer, sample
 
 PAGE = Path(__file__).parents[2] / "docs" / "commands" / "gate.md"
 FASTV = "llava_fastv (r=0.5)"
@@ -32,20 +33,28 @@ def answers(n: int, wrong: int, changed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture
-def report(write_run: WriteRun, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DR 2.5 % and NDR 1 % on gqa, DR and NDR 10 % on pope, 1,000 samples each; the re-run changes 1 of 1,000."""
+    folder = tmp_path_factory.mktemp("compared")
+    write_run = run_writer(folder)
     base = write_run("base", {"gqa": answers(1000, 0), "pope": answers(1000, 0)})
     again = write_run("again", {"gqa": answers(1000, 0, 1), "pope": answers(1000, 0, 1)})
     fastv = write_run(
         "fastv", {"gqa": answers(1000, 10, 15), "pope": answers(1000, 100)}, model="llava_fastv", args="r=0.5"
     )
-    out = tmp_path / "report"
+    out = folder / "report"
     # without an adapter's metrics, both tasks compare their answers in the same way
     args = ["compare", base, fastv, "--rerun", again, "-o", out, "--metric", "exact_match"]
     result = CliRunner().invoke(main, list(map(str, args)), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return out
+
+
+@pytest.fixture
+def report(compared: Path, tmp_path: Path) -> Path:
+    """A copy of it, which a test may change."""
+    return Path(shutil.copytree(compared, tmp_path / "report"))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
@@ -48,8 +49,8 @@ def mmmu(_name: str) -> dict[str, list[dict[str, Any]]]:
 HUB = {"lmms-lab-encoder/GQA": gqa, "lmms-lab-encoder/VQAv2": vqav2, "lmms-lab-encoder/MMMU": mmmu}
 
 
-@pytest.fixture
-def manager(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> TaskManager:
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaskManager]:
     """Return a task manager whose hub has the three data sets, and which knows twins of MMMU."""
 
     def load(path: str, name: str | None = None, split: str | None = None, **_: Any) -> Any:
@@ -60,12 +61,14 @@ def manager(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> TaskManager:
                 loaded = loaded.cast_column(column, datasets.Image())
         return loaded if split is None else loaded[split]
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    folder = tmp_path_factory.mktemp("twins")
     for modality, what in (("image", "set: paper-96"), ("text", "method: shuffle_order")):
-        (tmp_path / f"{modality}.yaml").write_text(
+        (folder / f"{modality}.yaml").write_text(
             f"task: mmmu_val_{modality}\nbase_task: mmmu_val\nperturbation: {{{what}}}\n"
         )
-    return TaskManager(include_path=str(tmp_path), model_name="llava_fastv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", load)
+        yield TaskManager(include_path=str(folder), model_name="llava_fastv")
 
 
 def shown(task: Any, doc: dict[str, Any]) -> tuple[list[bytes], list[str]]:
