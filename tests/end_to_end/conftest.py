@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.running import Output
 from tests.integration.running import run_lmms_eval as run_in_one_process
 
 LIMIT = 60
@@ -37,13 +38,11 @@ def run_lmms_eval(folder: Path, *arguments: str, launcher: tuple[str, ...] = ("-
 
 
 def read_run(folder: Path, output: str = "") -> FinishedRun:
-    logs = list(folder.glob("*/*_samples_shapes_vqa.jsonl"))
-    assert len(logs) == 1, output[-4000:]
-    lines = [json.loads(line) for line in logs[0].read_text(encoding="utf-8").splitlines()]
+    assert len(list(folder.glob("*/*_samples_shapes_vqa.jsonl"))) == 1, output[-4000:]
+    lines = Output(folder).lines("shapes_vqa")
     results = json.loads(next(folder.glob("*/*_results.json")).read_text(encoding="utf-8"))
-    by_document = {line["doc_id"]: line for line in lines}
-    assert len(by_document) == len(lines) == LIMIT
-    return FinishedRun(folder, by_document, results)
+    assert len(lines) == LIMIT
+    return FinishedRun(folder, lines, results)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +56,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[FinishedRun, Finishe
         model: ["--model", model, "--model_args", model_args, "--tasks", "shapes_vqa", "--limit", str(LIMIT)]
         for model, model_args in (BASELINE, FASTV)
     }
-    outputs = run_in_one_process(commands, folder / "hub", folder, ACCELERATE_USE_CPU="1")
+    outputs = run_in_one_process(commands, folder / "hub", folder)
     base, fastv = (read_run(output.folder) for output in outputs.values())
     return base, fastv

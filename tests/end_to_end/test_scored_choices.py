@@ -49,14 +49,7 @@ BASELINE = ("llava_baseline", "pretrained=demo,batch_size=4")
 FASTV = ("llava_fastv", "pretrained=demo,batch_size=4,k=1,r=0.9")
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Finished runs: all but the last were made one after the other in one process, which starts once."""
-
-    baseline: ScoredRun
-    fastv: ScoredRun
-    filling: ScoredRun
-    again: ScoredRun
+Scored = dict[str, ScoredRun]
 
 
 def read_run(output: Output) -> ScoredRun:
@@ -67,7 +60,10 @@ def read_run(output: Output) -> ScoredRun:
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
-    """The baseline, FastV, and FastV with lmms-eval's cache of answers: empty, and then in a process of its own."""
+    """The baseline, FastV, FastV filling lmms-eval's cache of answers, one after the other in one process; and again.
+
+    The last, on the filled cache, has a process of its own.
+    """
     tasks, folder = tmp_path_factory.mktemp("tasks"), tmp_path_factory.mktemp("runs")
     (tasks / "shapes_choice.yaml").write_text(TASK.format(data=task_dir() / "shapes_vqa" / "shapes_vqa.parquet"))
     (tasks / "utils.py").write_text(UTILS)
@@ -80,7 +76,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
     }
     last = {"again": commands.pop("again")}
     outputs = run_lmms_eval(commands, folder / "hub", folder) | run_lmms_eval(last, folder / "hub", folder)
-    return Scored(**{name: read_run(output) for name, output in outputs.items()})
+    return {name: read_run(output) for name, output in outputs.items()}
 
 
 def choice(line: dict[str, Any]) -> str:
@@ -90,7 +86,7 @@ def choice(line: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize(("model", "tokens"), [("baseline", [144]), ("fastv", [144, 14])])
 def test_losses_and_accuracy_come_out(model: str, tokens: list[int], scored: Scored) -> None:
-    run: ScoredRun = getattr(scored, model)
+    run = scored[model]
     right = 0
     for line in run.lines.values():
         assert line["acc"] == float(choice(line) == line["target"])
@@ -109,7 +105,7 @@ def test_losses_and_accuracy_come_out(model: str, tokens: list[int], scored: Sco
 
 
 def test_compare_reads_the_choices(scored: Scored) -> None:
-    base, fastv = scored.baseline, scored.fastv
+    base, fastv = scored["baseline"], scored["fastv"]
     command = [sys.executable, "-m", "lmms_eval_stability.cli", "compare", str(base.folder), str(fastv.folder)]
     done = subprocess.run([*command, "-o", str(fastv.folder)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -123,9 +119,9 @@ def test_compare_reads_the_choices(scored: Scored) -> None:
 
 
 def test_scores_come_back_from_lmms_evals_cache(scored: Scored) -> None:
-    first, second = scored.filling, scored.again
+    first, second = scored["filling"], scored["again"]
     assert f"{2 * LIMIT}/{2 * LIMIT} cache hits" in second.output
-    assert second.accuracy == first.accuracy == scored.fastv.accuracy
+    assert second.accuracy == first.accuracy == scored["fastv"].accuracy
     for i, line in second.lines.items():
         assert line["filtered_resps"] == first.lines[i]["filtered_resps"]
         assert line["token_counts"] == [None, None]

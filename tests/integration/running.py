@@ -81,7 +81,7 @@ class Output:
         return float(score) / (100 if task.startswith("mmbench") else 1)
 
 
-def run_lmms_eval(commands: Mapping[str, Iterable[str]], hub: Path, folder: Path, **env: str) -> dict[str, Output]:
+def run_lmms_eval(commands: Mapping[str, Iterable[str]], hub: Path, folder: Path) -> dict[str, Output]:
     """Give each list of arguments to lmms-eval, all in one process; {name: output in `folder / name`}."""
     logging = ["--log_samples", "--output_path"]
     arguments = [[*typed, *logging, str(folder / name)] for name, typed in commands.items()]
@@ -91,7 +91,7 @@ def run_lmms_eval(commands: Mapping[str, Iterable[str]], hub: Path, folder: Path
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "OPENAI_"))}
     environment |= {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     # lmms-eval takes the revision of the repository around its installation for its own; a commit meanwhile would tell
-    environment |= {"PYTHONPATH": str(ROOT), "GIT_CEILING_DIRECTORIES": str(ROOT), **env}
+    environment |= {"PYTHONPATH": str(ROOT), "GIT_CEILING_DIRECTORIES": str(ROOT), "ACCELERATE_USE_CPU": "1"}
     done = subprocess.run(
         python,
         cwd=folder,
